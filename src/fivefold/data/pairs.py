@@ -1,0 +1,64 @@
+"""Supervised pairs, prompt in and response out, held in memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fivefold.data.permutation import permuted
+from fivefold.data.random_bits import Purpose, random_keys
+from fivefold.data.rows import Rows, ragged_rows, seq2seq_batch, with_last
+from fivefold.data.source import Source
+
+
+class PairSource(Source):
+    """Prompt and response pairs; an epoch visits each once, in a new random order every time.
+
+    Args:
+        prompts: token ids of each prompt, without end mark.
+        responses: token ids of each response, without end mark.
+        input_length: tokens of an input, end mark included; longer prompts lose their end.
+        target_length: tokens of a target, end mark included; longer responses lose their end.
+        eos_id: the end mark; it stays however much is cut off.
+        pad_id: the padding token of inputs.
+        seed: the run's seed.
+        shuffle: False keeps the given order, for evaluation.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[NDArray],
+        responses: Sequence[NDArray],
+        *,
+        input_length: int,
+        target_length: int,
+        eos_id: int,
+        pad_id: int,
+        seed: int,
+        shuffle: bool = True,
+    ):
+        """Pack both sides into flat arrays."""
+        self._prompts, self.num_cut_prompts = _packed(prompts, input_length - 1)
+        self._responses, self.num_cut_responses = _packed(responses, target_length - 1)
+        self._eos_id, self._pad_id, self._seed, self._shuffle = eos_id, pad_id, seed, shuffle
+        self._num_pairs = self.samples_per_epoch = len(prompts)
+
+    def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Pad the pairs of these numbers."""
+        epochs, pairs = np.divmod(sample_ids, self._num_pairs)
+        if self._shuffle:
+            pairs = permuted(pairs, self._num_pairs, random_keys(self._seed, Purpose.PERMUTATION, epochs))
+        inputs, targets = (with_last(_rows(side, pairs), self._eos_id) for side in (self._prompts, self._responses))
+        return seq2seq_batch(inputs, targets, self._pad_id)
+
+
+def _packed(texts: Sequence[NDArray], max_length: int) -> tuple[tuple[NDArray, NDArray], int]:
+    """Texts end to end with their starts, each cut to `max_length`, and how many were cut."""
+    short = [np.asarray(text[:max_length], np.int32) for text in texts]
+    starts = np.cumsum([0, *map(len, short)])
+    return (np.concatenate([*short, np.zeros(0, np.int32)]), starts), sum(len(text) > max_length for text in texts)
+
+
+def _rows(side: tuple[NDArray, NDArray], numbers: NDArray[np.int64]) -> Rows:
+    flat, starts = side
+    return ragged_rows(flat, starts[numbers], starts[numbers + 1] - starts[numbers])

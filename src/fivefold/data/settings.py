@@ -1,0 +1,133 @@
+"""What a user can say about tokens, objectives and batches."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fivefold.errors import ConfigError
+
+MAX_LENGTH = 65_536
+"""Longest input or target, and most raw tokens in a sample: places are counted in 16 bits."""
+
+
+@dataclass
+class DataSettings:
+    """How text becomes training data."""
+
+    tokenizer: str | None = None
+    """Tokenizer folder or Hub id; without it, the one inside the prepared folder."""
+    validation_data: list[str] = field(default_factory=list)
+    """Files, folders, catalogue names or Hub ids for the held-out loss, instead of a held-out share of the data."""
+    validation_frac: float = 0.01
+    """Share of the documents held out for validation, by a hash of their text; a prepared folder has its own."""
+    validation_documents: int = 1000
+    """Most documents to measure the held-out loss on when they are not prepared."""
+    shuffle_documents: int = 1000
+    """Streamed documents read, tokenised and shuffled together; 1 keeps their order."""
+    append_eos_to_documents: bool = False
+    """Put an end mark after every document, as Hugging Face's T5 scripts do; T5 itself puts nothing there."""
+    prompt_field: str = "prompt"
+    """Field of a record that holds the prompt, for --objective seq2seq."""
+    response_field: str = "response"
+    """Field of a record that holds the response, for --objective seq2seq."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_frac(self.validation_frac)
+        for name in ("validation_documents", "shuffle_documents"):
+            _check_at_least(self, name, 1)
+
+
+@dataclass
+class ObjectiveSettings:
+    """What the model learns to do with the data."""
+
+    objective: Literal["span", "ul2", "prefix", "seq2seq"] = "span"
+    """T5's span corruption, UL2's seven denoisers in equal parts, prefix language modelling, or prompt to response."""
+    input_length: int = 512
+    """Tokens of an encoder input, end mark included."""
+    target_length: int | None = None
+    """Tokens of a target, end mark included; by default what span corruption needs, else the input length."""
+    noise_density: float = 0.15
+    """Share of the tokens hidden, for --objective span."""
+    mean_span_length: float = 3.0
+    """Average length of a hidden span, for --objective span."""
+    mode_tokens: bool | None = None
+    """Put UL2's [NLU], [S2S] or [NLG] before each input, for --objective ul2; without it, if the tokenizer has them."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and that none is set that the objective does not use."""
+        for name, length in (("input_length", self.input_length), ("target_length", self.target_length)):
+            if length is not None and not 1 <= length <= MAX_LENGTH:
+                raise ConfigError(f"{name} is {length}; give a number of tokens from 1 to {MAX_LENGTH:,}.")
+        if not 0 < self.noise_density < 1:
+            raise ConfigError(f"noise_density is {self.noise_density}; give a share between 0 and 1, such as 0.15.")
+        if not self.mean_span_length >= 1:
+            raise ConfigError(f"mean_span_length is {self.mean_span_length}; give at least 1 token, such as 3.")
+        if self.objective != "span" and (self.noise_density, self.mean_span_length) != (0.15, 3.0):
+            raise ConfigError(
+                "noise_density and mean_span_length belong to --objective span, but the objective is "
+                f"{self.objective}; leave them out."
+            )
+        if self.objective != "ul2" and self.mode_tokens is not None:
+            raise ConfigError(
+                f"mode_tokens belongs to --objective ul2, but the objective is {self.objective}; leave it out."
+            )
+
+
+@dataclass
+class BatchSettings:
+    """How many samples a step takes."""
+
+    batch_size: int = 8
+    """Samples that one process puts through the model at once."""
+    total_batch_size: int | None = None
+    """Samples of one optimizer step over all processes; without it, batch_size x accumulation_steps x processes."""
+    accumulation_steps: int | None = None
+    """Micro-batches whose gradients one process adds up; without it, what total_batch_size needs."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("batch_size", "total_batch_size", "accumulation_steps"):
+            if getattr(self, name) is not None:
+                _check_at_least(self, name, 1)
+
+
+@dataclass
+class PrepareSettings:
+    """What to make of the documents."""
+
+    tokenizer: str
+    """Tokenizer folder or Hub id."""
+    output_dir: str
+    """Folder to write: token shards for training and validation, and the tokenizer."""
+    validation_data: list[str] = field(default_factory=list)
+    """Files, folders, catalogue names or Hub ids for validation, instead of a held-out share of the data."""
+    validation_frac: float = 0.01
+    """Share of the documents held out for validation, chosen by a hash of their text; 0 for none."""
+    num_workers: int = 0
+    """Processes that tokenise; 0 does it in this one, where the tokenizer's own threads use every core."""
+    seed: int = 0
+    """Seed of the documents' order."""
+    shuffle_buffer_tokens: int = 16_777_216
+    """Tokens of documents held in memory to shuffle them; 0 keeps their order."""
+    tokens_per_shard: int = 100_000_000
+    """Tokens after which a new shard begins."""
+    overwrite: bool = False
+    """Replace what is in the output folder."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_frac(self.validation_frac)
+        _check_at_least(self, "num_workers", 0)
+        _check_at_least(self, "shuffle_buffer_tokens", 0)
+        _check_at_least(self, "tokens_per_shard", 1)
+
+
+def _check_frac(validation_frac: float) -> None:
+    if not 0 <= validation_frac < 1:
+        raise ConfigError(f"validation_frac is {validation_frac}; give a share from 0 (none) to below 1, such as 0.01.")
+
+
+def _check_at_least(settings: object, name: str, least: int) -> None:
+    if getattr(settings, name) < least:
+        raise ConfigError(f"{name} is {getattr(settings, name)}; give a whole number of at least {least}.")

@@ -1,0 +1,213 @@
+"""Span corruption as T5 does it: hide random spans, ask for them back, each under its sentinel.
+
+Source: Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer (2019),
+    section 3.1.4;
+the lengths follow the published preprocessing (random_spans_noise_mask, random_spans_helper).
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fivefold.data.random_bits import Purpose, random_bits, random_keys
+from fivefold.data.rows import Rows, kept, with_last
+from fivefold.errors import ConfigError, DataError
+
+
+def noise_counts(
+    lengths: ArrayLike, noise_density: float | NDArray, mean_span_length: float | NDArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many tokens of each row are hidden, and in how many spans.
+
+    Differs: T5 does not clip the spans by the tokens that stay, which a mean span length near 1 at a high density
+        needs.
+
+    Args:
+        lengths: [B] tokens in each row; a row shorter than 2 counts as 2.
+        noise_density: [B] or a scalar in (0, 1).
+        mean_span_length: [B] or a scalar >= 1; infinity hides one span.
+
+    Returns:
+        [B] hidden tokens, at least one hidden and one kept, and [B] spans; both rounded half to even.
+    """
+    lengths = np.maximum(np.atleast_1d(lengths), 2)
+    num_noise = np.clip(np.rint(lengths * noise_density).astype(np.int64), 1, lengths - 1)
+    num_spans = np.rint(num_noise / mean_span_length).astype(np.int64)
+    return num_noise, np.clip(num_spans, 1, np.minimum(num_noise, lengths - num_noise))
+
+
+def raw_lengths(
+    input_length: int, noise_density: float, mean_span_length: float, target_length: int | None = None
+) -> tuple[int, int]:
+    """The raw tokens that fill an input once corrupted, and the length of their target; both with their end mark.
+
+    Args:
+        input_length: tokens that the corrupted input may have.
+        noise_density: share of the raw tokens hidden, in (0, 1).
+        mean_span_length: average length of a hidden span, at least 1.
+        target_length: tokens that the target may have. Without it the target has what it needs, except that at a
+            density of one half it may not be longer than the input: T5 drops that one token too.
+
+    Returns:
+        (raw tokens, target length), for instance (568, 114) for (512, 0.15, 3.0).
+
+    Raises:
+        ConfigError: a limit too short for two tokens of text.
+    """
+    if target_length is None and noise_density == 0.5:
+        target_length = input_length
+
+    def corrupted(raw: int) -> tuple[int, int]:
+        (noise,), (spans,) = noise_counts(raw, noise_density, mean_span_length)
+        return raw - int(noise) + int(spans) + 1, int(noise) + int(spans) + 1
+
+    def fits(raw: int) -> bool:
+        inputs, targets = corrupted(raw)
+        return inputs <= input_length and (target_length is None or targets <= target_length)
+
+    if not fits(2):
+        limits = f"input_length {input_length}" + (f" and target_length {target_length}" if target_length else "")
+        raise ConfigError(
+            f"{limits} cannot hold corrupted text: an input and a target need at least 3 tokens each "
+            "(one of text, a sentinel, the end mark); give longer ones."
+        )
+    # Both lengths never fall as the raw length grows, so bisection finds the last one that fits.
+    low, high = 2, 4
+    while fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, corrupted(low)[1]
+
+
+def check_sentinels(needed: int, sentinels: NDArray, what: str) -> None:
+    """Refuse a corruption with more spans than the tokenizer has sentinels.
+
+    Raises:
+        DataError: because T5 code that counts down from the last id would then use ordinary words as sentinels in
+            silence.
+    """
+    if needed > len(sentinels):
+        raise DataError(
+            f"{what} hides {needed} spans and needs as many sentinels <extra_id_N>, but the tokenizer has "
+            f"{len(sentinels)}: train one with at least {needed}, or make the input shorter or the spans longer."
+        )
+
+
+def random_compositions(
+    totals: NDArray[np.int64], num_parts: NDArray[np.int64], keys: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Cut each total into positive parts, every way of cutting being equally likely.
+
+    A composition of n into k parts is a choice of k - 1 cuts among n - 1 places; the places with the k - 1 smallest
+    random words are such a choice.
+
+    Args:
+        totals: [B], at least 1 and at most 65,536.
+        num_parts: [B], from 1 to the total.
+        keys: [B] uint64, one stream of random words each.
+
+    Returns:
+        [B, K] with K the largest number of parts; a row with fewer parts ends in zeros.
+    """
+    places = np.arange(totals.max() - 1, dtype=np.uint64)
+    # The place rides in the low 16 bits of its word: sorting the words sorts the places along, and no two words are
+    # equal.
+    words = (random_bits(keys, len(places)) << np.uint64(16)) | places
+    words[places >= (totals[:, None] - 1).astype(np.uint64)] = np.uint64(2**64 - 1)
+    words.sort(axis=1)
+    num_cuts = num_parts.max() - 1
+    cuts = (words[:, :num_cuts] & np.uint64(0xFFFF)).astype(np.int64) + 1
+    cuts = np.where(np.arange(num_cuts) < num_parts[:, None] - 1, cuts, totals[:, None])
+    cuts.sort(axis=1)
+    return np.diff(cuts, axis=1, prepend=0, append=totals[:, None])
+
+
+def span_noise_mask(
+    lengths: NDArray[np.int64],
+    noise_density: float | NDArray,
+    mean_span_length: float | NDArray,
+    *,
+    seed: int,
+    sample_ids: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Choose which tokens are hidden: spans of text and of noise in turn, text first and noise last.
+
+    Args:
+        lengths: [B] tokens in each row, at most 65,536.
+        noise_density: [B] or a scalar in (0, 1).
+        mean_span_length: [B] or a scalar >= 1.
+        seed: the run's seed.
+        sample_ids: [B], the number of each sample in the run; with the seed it decides everything.
+
+    Returns:
+        [B, max(lengths)], true where hidden, false beyond a row's length.
+    """
+    num_noise, num_spans = noise_counts(lengths, noise_density, mean_span_length)
+    num_text = np.maximum(lengths, 2) - num_noise
+    noise = random_compositions(num_noise, num_spans, random_keys(seed, Purpose.NOISE_LENGTHS, sample_ids))
+    text = random_compositions(num_text, num_spans, random_keys(seed, Purpose.TEXT_LENGTHS, sample_ids))
+    ends = np.stack([text, noise], axis=2).reshape(len(lengths), -1).cumsum(axis=1)
+    width = int(lengths.max())
+    # Text turns into noise, or back, where a piece ends; the parity of the turns so far tells which it is.
+    turns = np.zeros((len(lengths), width + 1), np.uint8)
+    np.put_along_axis(turns, np.minimum(ends, width), 1, axis=1)
+    is_noise = np.bitwise_xor.accumulate(turns[:, :width], axis=1).view(np.bool_)
+    return is_noise & (np.arange(width) < lengths[:, None])
+
+
+def sentinels_for_spans(ids: NDArray, hidden: NDArray[np.bool_], keep: NDArray[np.bool_], sentinels: NDArray) -> Rows:
+    """Replace each hidden span by one sentinel: the first span by the first sentinel, and so on.
+
+    Args:
+        ids: [B, L] tokens.
+        hidden: [B, L], true inside the spans to replace.
+        keep: [B, L], true where a token stays as it is.
+        sentinels: [S] sentinel ids, `<extra_id_0>` first.
+    """
+    starts = hidden.copy()
+    starts[:, 1:] &= ~hidden[:, :-1]
+    span_numbers = starts.cumsum(axis=1)[starts] - 1
+    replaced = ids.astype(np.int64)
+    replaced[starts] = sentinels[span_numbers]
+    return kept(replaced, keep | starts)
+
+
+def span_corruption(
+    rows: Rows,
+    noise_density: float | NDArray,
+    mean_span_length: float | NDArray,
+    *,
+    seed: int,
+    sample_ids: NDArray[np.int64],
+    sentinels: NDArray,
+    eos_id: int,
+) -> tuple[Rows, Rows]:
+    """Corrupt rows of text into inputs with holes and targets that fill them.
+
+    `text a b c d e` with `b` and `d e` hidden becomes the input `text a <0> c <1> </s>` and the target `<0> b <1> d
+    e </s>`.
+
+    Args:
+        rows: B rows of tokens without end marks, each at most 65,536 long.
+        noise_density: [B] or a scalar in (0, 1).
+        mean_span_length: [B] or a scalar >= 1.
+        seed: the run's seed.
+        sample_ids: [B], the number of each sample in the run.
+        sentinels: [S] sentinel ids, `<extra_id_0>` first.
+        eos_id: the end mark.
+
+    Returns:
+        Inputs and targets, each B rows that end in `eos_id`.
+
+    Raises:
+        DataError: more spans than sentinels.
+    """
+    _, num_spans = noise_counts(rows.lengths, noise_density, mean_span_length)
+    check_sentinels(int(num_spans.max()), sentinels, f"Corrupting {int(rows.lengths.max())} tokens")
+    noise = span_noise_mask(rows.lengths, noise_density, mean_span_length, seed=seed, sample_ids=sample_ids)
+    ids, text = rows.ids[:, : noise.shape[1]], rows.valid[:, : noise.shape[1]] & ~noise
+    # The target is the same replacement seen from the other side: what was kept becomes sentinels.
+    inputs = sentinels_for_spans(ids, noise, text, sentinels)
+    targets = sentinels_for_spans(ids, text, noise, sentinels)
+    return with_last(inputs, eos_id), with_last(targets, eos_id)

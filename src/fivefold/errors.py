@@ -1,0 +1,24 @@
+"""The errors a user can cause: one sentence each, saying what was got, what was expected and what to do.
+
+The command line prints the sentence and exits with code 2; library users catch `FivefoldError` or one of its kinds.
+"""
+
+
+class FivefoldError(Exception):
+    """Anything wrong with what fivefold was given, as against a bug in fivefold itself."""
+
+
+class ConfigError(FivefoldError):
+    """A flag, a recipe or a combination of settings that cannot work."""
+
+
+class DataError(FivefoldError):
+    """Text, tokens or a tokenizer that are missing, broken or do not fit."""
+
+
+class CheckpointError(FivefoldError):
+    """A checkpoint that is missing, incomplete, damaged or of another run."""
+
+
+class ModelError(FivefoldError):
+    """A model that cannot be built, loaded or trained as asked."""

@@ -1,0 +1,245 @@
+"""Flags and recipes to settings: a verb's `run` names its settings dataclasses, their fields are its flags.
+
+Rules (README, "Flags and recipes"): snake_case, hyphens accepted; `--flag`, `--flag true|false`, `--no_flag`; lists as
+`--data a b c`; no abbreviations; an explicit flag wins over the recipe wherever it stands; nothing is ignored in silence.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from fivefold.errors import ConfigError
+
+# The spellings of other projects' users, to ours.
+ALIASES: dict[str, str] = {
+    "learning_rate": "lr",
+    "per_device_train_batch_size": "batch_size",
+    "grad_clip": "grad_clipping",
+    "max_grad_norm": "grad_clipping",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_steps": "num_training_steps",
+    "save_interval": "save_every",
+    "save_steps": "save_every",
+    "eval_steps": "eval_every",
+    "log_interval": "log_every",
+    "logging_steps": "log_every",
+    "gradient_accumulation_steps": "accumulation_steps",
+    "out_dir": "output_dir",
+    "save_dir": "output_dir",
+    "activation_checkpointing": "gradient_checkpointing",
+    "model_name_or_path": "model",
+    "model_path": "model",
+}
+
+# Flags that exist elsewhere and that we refuse, with the reason.
+REFUSED: dict[str, str] = {
+    name: "low-rank layers and LORO are not part of this version; train with --optimizer adam or adamw"
+    for name in ("loro_scope", "loro_attn_rank", "loro_mlp_rank", "loro_freq", "loro_type", "loro_init")
+}
+
+_OWN_FLAGS = ("recipe", "dry_run", "print_config", "help")
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+@dataclasses.dataclass
+class Invocation:
+    """A parsed command line: the settings for `run`, in its order, and what to do with them."""
+
+    settings: dict[str, Any]
+    dry_run: bool
+    print_config: bool
+    help_text: str | None
+
+
+def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str | None = None) -> Invocation:
+    """Read a verb's command line.
+
+    Args:
+        verb: its name, for messages.
+        run: its function; every parameter but `dry_run` is annotated with a settings dataclass.
+        argv: the words after the verb.
+        positional: the list field that words before the first flag go to.
+
+    Raises:
+        ConfigError: unknown, doubled, missing or ill-typed flags and recipe keys, each with what to do.
+    """
+    groups = _groups(run)
+    types = {field.name: hint for group in groups.values() for field, hint in _fields(group)}
+    parser = _build_parser(verb, run, groups)
+    own, given = _read_words(argv, types, positional)
+    if "help" in own:
+        return Invocation({}, False, False, parser.format_help())
+    recipe = _read_recipe(own["recipe"], types) if "recipe" in own else {}
+    try:
+        base = parser.parse_object(recipe, defaults=False)
+        words = [f"--{name}={value}" for name, value in given.items()]
+        flat = parser.parse_args(words, namespace=base).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), types, {**recipe, **given})) from None
+    settings = {
+        parameter: group(**{field.name: flat[field.name] for field, _ in _fields(group)})
+        for parameter, group in groups.items()
+    }
+    return Invocation(settings, own.get("dry_run") == "true", own.get("print_config") == "true", None)
+
+
+def as_recipe(settings: Iterable[Any]) -> dict[str, Any]:
+    """Settings dataclasses as one flat mapping that `--recipe` reads back."""
+    return {name: value for group in settings for name, value in dataclasses.asdict(group).items()}
+
+
+def _groups(run: Callable[..., None]) -> dict[str, type]:
+    hints = typing.get_type_hints(run)
+    return {name: hints[name] for name in inspect.signature(run).parameters if name != "dry_run"}
+
+
+def _fields(group: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(group)
+    return [(field, hints[field.name]) for field in dataclasses.fields(group)]
+
+
+def _build_parser(verb: str, run: Callable[..., None], groups: Mapping[str, type]) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"fivefold {verb}",
+        description=(inspect.getmodule(run).__doc__ or "").strip(),  # type: ignore[union-attr]
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help="YAML or JSON file of flags; explicit flags win over it.")
+    parser.add_argument("--dry_run", action="store_true", help="Resolve and check everything, do nothing.")
+    parser.add_argument("--print_config", action="store_true", help="Print a recipe that reproduces this command.")
+    for group in groups.values():
+        parser.add_class_arguments(group, None)
+    return parser
+
+
+def _read_words(
+    argv: list[str], types: Mapping[str, Any], positional: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Split the command line into our own flags and the verb's, each as one string that the parser reads."""
+    own: dict[str, str] = {}
+    given: dict[str, str] = {}
+    spelling: dict[str, str] = {}  # canonical name -> how the user wrote it
+    index = 0
+    if positional and argv and not argv[0].startswith("-"):
+        argv = [f"--{positional}", *argv]
+    while index < len(argv):
+        word = argv[index]
+        index += 1
+        if word in ("-h", "--help"):
+            own["help"] = "true"
+            continue
+        if not word.startswith("--"):
+            raise ConfigError(f"Got {word!r} where a flag was expected; flags start with --, see --help.")
+        written, has_value, value = word[2:].partition("=")
+        name, negated = _canonical(written, types)
+        values = [value] if has_value else []
+        while not has_value and index < len(argv) and not argv[index].startswith("--"):
+            values.append(argv[index])
+            index += 1
+        text = _flag_value(written, name, negated, values, bool if name in _OWN_FLAGS[1:] else types.get(name, str))
+        target = own if name in _OWN_FLAGS else given
+        if target.get(name, text) != text:
+            raise ConfigError(
+                f"--{spelling[name]} and --{written} mean the same and were given as {target[name]!r} and {text!r}; "
+                "give one of them."
+            )
+        target[name], spelling[name] = text, written
+    return own, given
+
+
+def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
+    """The field that a written flag or recipe key means, and whether a leading `no_` negates it."""
+    name = written.replace("-", "_")
+    for candidate, negated in ((name, False), (name.removeprefix("no_"), True)):
+        if negated and not (name.startswith("no_") and types.get(candidate) is bool):
+            continue
+        if candidate in types or candidate in _OWN_FLAGS:
+            return candidate, negated
+        if ALIASES.get(candidate) in types:
+            return ALIASES[candidate], negated
+    if name in REFUSED:
+        raise ConfigError(f"--{name} is refused: {REFUSED[name]}.")
+    known = [*types, *_OWN_FLAGS, *(alias for alias, target in ALIASES.items() if target in types)]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean --{nearest[0]}?" if nearest else "see --help for those there are."
+    raise ConfigError(f"There is no flag --{name}; {hint}")
+
+
+def _flag_value(written: str, name: str, negated: bool, values: list[str], hint: Any) -> str:
+    if hint is bool:
+        if len(values) > 1 or (values and values[0].lower() not in _TRUE + _FALSE):
+            raise ConfigError(f"--{written} got {' '.join(values)!r}; it takes true or false, or nothing for true.")
+        is_true = not values or values[0].lower() in _TRUE
+        return "true" if is_true != negated else "false"
+    if not values:
+        raise ConfigError(f"--{written} got no value; it takes {_type_name(hint)}.")
+    if typing.get_origin(hint) is list:
+        if len(values) == 1 and values[0].startswith("["):
+            return values[0]
+        return json.dumps(values, ensure_ascii=False)
+    if len(values) > 1:
+        raise ConfigError(f"--{written} got {len(values)} values ({' '.join(values)}); it takes one. Quote spaces.")
+    return values[0]
+
+
+def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--recipe {file!r}: there is no such file.")
+    try:
+        content = _RecipeLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--recipe {file!r} is not valid YAML or JSON: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"--recipe {file!r} holds a {type(content).__name__}; expected flag names and their values.")
+    recipe: dict[str, Any] = {}
+    for key, value in content.items():
+        name, negated = _canonical(str(key), types)
+        if negated or name in _OWN_FLAGS:
+            raise ConfigError(f"--recipe {file!r} holds {key!r}, which only works as a flag.")
+        if recipe.get(name, value) != value:
+            raise ConfigError(f"--recipe {file!r} gives {name!r} twice, as {recipe[name]!r} and {value!r}.")
+        recipe[name] = value
+    return recipe
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML in which 5e-4 is a number, as it is in JSON and in Python."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _explain(message: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    if match := re.search(r'Parser key "(\w+)"', message):
+        name = match[1]
+        return f"--{name} got {given.get(name)!r}; it takes {_type_name(types[name])}."
+    if match := re.search(r"required: (.+)", message):
+        names = ", ".join(f"--{name.strip()}" for name in match[1].split(","))
+        return f"Missing {names}; see --help."
+    return " ".join(message.split())
+
+
+def _type_name(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is list:
+        return f"one or more of: {_type_name(arguments[0])}"
+    if arguments:
+        return " or ".join(_type_name(argument) for argument in arguments if argument is not type(None))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))

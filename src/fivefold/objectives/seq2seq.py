@@ -1,0 +1,41 @@
+"""Cross-entropy of targets given inputs: span corruption, its relatives, and prompt to response."""
+
+from torch import nn
+
+from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
+from fivefold.objectives.objective import Batch, LossTerms
+from fivefold.objectives.settings import LossSettings
+
+
+class Seq2SeqObjective:
+    """Sum over target tokens of -log p(token | input, earlier tokens), with z-loss and label smoothing.
+
+    Batches hold `input_ids` [B, S], `labels` [B, T] (-100 for padding) and, where inputs are padded, `attention_mask`.
+    """
+
+    def __init__(self, settings: LossSettings) -> None:
+        self.settings = settings
+
+    def count(self, batch: Batch) -> int:
+        """Target tokens."""
+        return int((batch["labels"] != IGNORE_INDEX).sum())
+
+    def num_tokens(self, batch: Batch) -> int:
+        """Input and target tokens."""
+        mask = batch.get("attention_mask")
+        return self.count(batch) + int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Run the model (bare or wrapped for several processes) on one micro-batch."""
+        labels = batch["labels"]
+        bare = getattr(model, "module", model)
+        logits = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch.get("attention_mask"),
+            decoder_input_ids=bare.prepare_decoder_input_ids_from_labels(labels),
+        ).logits
+        return LossTerms(
+            *cross_entropy_sum(
+                logits, labels, z_loss=self.settings.z_loss, label_smoothing=self.settings.label_smoothing
+            )
+        )

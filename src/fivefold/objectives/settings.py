@@ -1,0 +1,21 @@
+"""The terms of a loss."""
+
+from dataclasses import dataclass
+
+from fivefold.errors import ConfigError
+
+
+@dataclass
+class LossSettings:
+    """What is added to plain cross-entropy while training; held-out losses are always plain."""
+
+    z_loss: float = 1e-4
+    """Weight of log(Z)^2, which keeps logits near zero; T5's recipes use 1e-4."""
+    label_smoothing: float = 0.0
+    """Share of each target spread evenly over the vocabulary."""
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise ConfigError(f"z_loss is {self.z_loss}, but it must be 0 (off) or above.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}, but it must lie in [0, 1).")

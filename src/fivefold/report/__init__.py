@@ -1,0 +1,1 @@
+"""Curves of a run as pictures and one HTML page."""

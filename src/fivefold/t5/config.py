@@ -1,0 +1,168 @@
+"""The shape of a T5, in Hugging Face's names, and the built-in presets."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from fivefold.errors import ModelError
+from fivefold.nn.feed_forward import ACTIVATIONS
+
+_PRESETS = resources.files("fivefold.t5") / "presets"
+# Classes of ours, as transformers names those that open the same weights (umT5's with a prefix).
+_ARCHITECTURES = {"T5Model": "T5ForConditionalGeneration", "T5Encoder": "T5EncoderModel"}
+
+
+class T5Config(PreTrainedConfig):
+    """A T5 encoder-decoder of version 1.0 or 1.1, flan-T5, mT5 or umT5.
+
+    Field names are transformers' own. Two meanings are kept apart here that transformers mixes: `tie_word_embeddings`
+    says whether the output layer is the embedding table, `scale_decoder_outputs` whether the decoder's output is
+    multiplied by d_model**-0.5 before it (v1.0: both, v1.1 and later: neither).
+
+    Args:
+        vocab_size: rows of the embedding table; at least the tokenizer's length.
+        d_model: width of the residual stream.
+        d_kv: width of one head; the inner width num_heads * d_kv need not be d_model.
+        d_ff: inner width of the feed-forward layers.
+        num_layers: encoder blocks.
+        num_decoder_layers: decoder blocks; as many as the encoder's if None.
+        feed_forward_proj: "relu", "gated-gelu", "gated-silu", ...: activation, gated or not.
+        relative_bias_per_layer: every layer has its own position bias (umT5) instead of sharing the first layer's.
+        initializer_factor: multiplies the standard deviation of every fresh weight.
+    """
+
+    model_type = "t5"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers reads it off the class
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    }
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int | None = None
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    relative_bias_per_layer: bool = False
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool | None = None
+    is_encoder_decoder: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    decoder_start_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_layers
+        if self.scale_decoder_outputs is None:
+            self.scale_decoder_outputs = self.tie_word_embeddings
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ModelError(f"T5Config: {name} is {getattr(self, name)}; it must be at least 1.")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(
+                f"T5Config: feed_forward_proj is {self.feed_forward_proj!r}; use one of "
+                f"{', '.join(sorted(ACTIVATIONS))}, alone or after 'gated-'."
+            )
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ModelError(f"T5Config: dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1.")
+
+    @property
+    def activation(self) -> str:
+        """Name of the feed-forward activation, without "gated-"."""
+        return self.feed_forward_proj.removeprefix("gated-")
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward layers have two input projections."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "T5Config":
+        """Read a dictionary as transformers writes it, of version 4 or 5, for T5, mT5 or umT5."""
+        config_dict = dict(config_dict)
+        model_type = config_dict.pop("model_type", cls.model_type)
+        if model_type not in ("t5", "mt5", "umt5"):
+            raise ModelError(f"Got a configuration of model type {model_type!r}; T5Config reads t5, mt5 and umt5.")
+        config_dict.setdefault("relative_bias_per_layer", model_type == "umt5")
+        for derived in ("is_gated_act", "dense_act_fn"):  # written by transformers, follow from feed_forward_proj
+            config_dict.pop(derived, None)
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary for config.json, which transformers 4 and 5 open as the same model."""
+        output = super().to_dict()
+        prefix = "UM" if output.pop("relative_bias_per_layer") else ""
+        output["model_type"] = f"{prefix.lower()}t5"
+        output["is_gated_act"] = self.is_gated
+        output["dense_act_fn"] = "gelu_new" if self.activation == "gelu" else self.activation
+        if output.get("architectures"):
+            names = output["architectures"]
+            output["architectures"] = [prefix + _ARCHITECTURES[name] if name in _ARCHITECTURES else name for name in names]
+        return output
+
+    @classmethod
+    def get_config(cls, size: str, version: str = "1.1", **changes: Any) -> "T5Config":
+        """A published shape: small, base, large, xl (3B) or xxl (11B), of version "1.0" or "1.1".
+
+        Args:
+            changes: fields to set differently, such as vocab_size.
+
+        Raises:
+            ModelError: no such size or version.
+        """
+        size = {"3b": "xl", "11b": "xxl"}.get(size.lower(), size.lower())
+        return cls.get_preset(f"t5_v{version.replace('.', '_')}_{size}", **changes)
+
+    @classmethod
+    def get_preset(cls, name: str, **changes: Any) -> "T5Config":
+        """A built-in preset by its file name without ".json", such as "t5_v1_1_small"; see `preset_names`."""
+        file = _PRESETS / f"{name}.json"
+        if not file.is_file():
+            raise ModelError(f"There is no T5 preset {name!r}; there are {', '.join(preset_names())}.")
+        return cls(**(json.loads(file.read_text()) | changes))
+
+    @classmethod
+    def from_name_or_file(cls, name: str, **changes: Any) -> "T5Config":
+        """A JSON file if there is one of that name, else the preset its last part names ("small" means v1.1 small)."""
+        path = Path(name)
+        if path.is_file():
+            try:
+                fields = json.loads(path.read_text())
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ModelError(f"{path} is not valid JSON ({error}); a model configuration is a JSON object.") from None
+            if not isinstance(fields, dict):
+                raise ModelError(f"{path} holds a {type(fields).__name__}; a model configuration is a JSON object.")
+            return cls.from_dict(fields | changes)
+        preset = path.name.removesuffix(".json")
+        if preset not in preset_names():
+            preset = f"t5_v1_1_{preset}"
+        if preset not in preset_names():
+            raise ModelError(
+                f"--model_config {name!r} is neither a file nor a preset; the presets are {', '.join(preset_names())}."
+            )
+        return cls.get_preset(preset, **changes)
+
+
+def preset_names() -> list[str]:
+    """Names of the built-in presets, sorted."""
+    return sorted(file.name.removesuffix(".json") for file in _PRESETS.iterdir() if file.name.endswith(".json"))

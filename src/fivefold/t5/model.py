@@ -1,0 +1,467 @@
+"""The T5 encoder-decoder: transformers' parameter names, generation and checkpoints; its own arithmetic.
+
+Shapes: B batch, S source length, T target length, D d_model, H heads, K keys, V vocabulary.
+"""
+
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from fivefold.errors import ModelError
+from fivefold.nn.attention import attention
+from fivefold.nn.feed_forward import FeedForward
+from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
+from fivefold.nn.norms import RMSNorm
+from fivefold.nn.relative_bias import RelativePositionBias
+from fivefold.t5.config import T5Config
+from fivefold.t5.weights import reconcile_with_file
+
+
+class T5Attention(nn.Module):
+    """Multi-head attention with T5's unscaled scores; to itself, or to the encoder when `memory` is given."""
+
+    def __init__(self, config: T5Config, layer_idx: int, *, is_causal: bool, has_bias: bool) -> None:
+        super().__init__()
+        inner_dim = config.num_heads * config.d_kv
+        self.q = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.k = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.v = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.o = nn.Linear(inner_dim, config.d_model, bias=False)
+        if has_bias:
+            self.relative_attention_bias = RelativePositionBias(
+                config.relative_attention_num_buckets,
+                config.num_heads,
+                config.relative_attention_max_distance,
+                is_bidirectional=not is_causal,
+            )
+        self.layer_idx = layer_idx
+        self.head_dim = config.d_kv
+        self.dropout_rate = config.dropout_rate
+        self.is_causal = is_causal
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        memory: Tensor | None = None,
+        bias: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Attend from `x_BTD`; with a cache, self-attention appends to it and cross-attention fills it once."""
+        query = self._heads(self.q(x_BTD))
+        if memory is None:
+            key, value = self._heads(self.k(x_BTD)), self._heads(self.v(x_BTD))
+            if cache is not None:
+                key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
+        elif cache is not None and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
+            key, value = layer.keys, layer.values
+        else:
+            key, value = self._heads(self.k(memory)), self._heads(self.v(memory))
+            if cache is not None:
+                key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+                cache.is_updated[self.layer_idx] = True
+        dropout_rate = self.dropout_rate if self.training else 0.0
+        out = attention(query, key, value, bias=bias, key_mask=key_mask, dropout_rate=dropout_rate)
+        return self.o(out.transpose(1, 2).flatten(2))
+
+    def position_bias(self, query_len: int, key_len: int, first_query: int) -> Tensor:
+        """[1, H, query_len, key_len]; -inf where a causal layer may not look."""
+        bias = self.relative_attention_bias(query_len, key_len, first_query)
+        if self.is_causal:
+            hidden = torch.ones(query_len, key_len, dtype=torch.bool, device=bias.device).triu(first_query + 1)
+            bias = bias.masked_fill(hidden, float("-inf"))
+        return bias
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class T5Sublayer(nn.Module):
+    """x + dropout(module(norm(x))), the module registered under the name that checkpoints use."""
+
+    def __init__(self, name: str, module: nn.Module, config: T5Config) -> None:
+        super().__init__()
+        self.add_module(name, module)
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout_rate = config.dropout_rate
+        self.name = name
+
+    @property
+    def module(self) -> nn.Module:
+        """The attention or feed-forward layer inside."""
+        return self.get_submodule(self.name)
+
+    def forward(self, x: Tensor, **arguments: Any) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        x = x + F.dropout(self.module(self.layer_norm(x), **arguments), self.dropout_rate, self.training)
+        if x.dtype == torch.float16:  # large T5s overflow here; float32 would have kept going
+            limit = torch.finfo(x.dtype).max - 1000
+            x = x.clamp(-limit, limit)
+        return x
+
+
+class T5Block(nn.Module):
+    """Self-attention, in a decoder cross-attention, and a feed-forward layer."""
+
+    def __init__(self, config: T5Config, layer_idx: int, *, is_decoder: bool) -> None:
+        super().__init__()
+        has_bias = config.relative_bias_per_layer or layer_idx == 0
+        self_attention = T5Attention(config, layer_idx, is_causal=is_decoder, has_bias=has_bias)
+        self.layer = nn.ModuleList([T5Sublayer("SelfAttention", self_attention, config)])
+        if is_decoder:
+            cross_attention = T5Attention(config, layer_idx, is_causal=False, has_bias=False)
+            self.layer.append(T5Sublayer("EncDecAttention", cross_attention, config))
+        feed_forward = FeedForward(
+            config.d_model,
+            config.d_ff,
+            config.activation,
+            is_gated=config.is_gated,
+            dropout_rate=config.dropout_rate,
+        )
+        self.layer.append(T5Sublayer("DenseReluDense", feed_forward, config))
+
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        key_mask: Tensor | None,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+        cache: EncoderDecoderCache | None,
+    ) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        x = self.layer[0](x, bias=bias, key_mask=key_mask, cache=cache)
+        if memory is not None:
+            x = self.layer[1](x, memory=memory, key_mask=memory_mask, cache=cache)
+        return self.layer[-1](x)
+
+
+class T5Stack(nn.Module):
+    """The blocks of one side, from embeddings to normalised states; the embedding table belongs to the model."""
+
+    def __init__(self, config: T5Config, *, is_decoder: bool) -> None:
+        super().__init__()
+        num_layers = config.num_decoder_layers if is_decoder else config.num_layers
+        assert num_layers is not None
+        self.block = nn.ModuleList(T5Block(config, i, is_decoder=is_decoder) for i in range(num_layers))
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout_rate = config.dropout_rate
+        self.main_input_name = "input_ids"  # generate() looks for it here
+        self.gradient_checkpointing = False  # switched by PreTrainedModel.gradient_checkpointing_enable
+
+    def forward(
+        self,
+        embeddings_BTD: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            key_mask: [B, K] bool over this side's own positions, cached ones included.
+            memory: [B, S, D], the encoder's states (decoder only).
+            memory_mask: [B, S] bool over them.
+
+        Returns:
+            [B, T, D].
+        """
+        first_query = 0 if cache is None else int(cache.self_attention_cache.get_seq_length())
+        query_len = embeddings_BTD.shape[1]
+        key_len = query_len
+        if cache is not None:  # a static cache hands out its whole buffer; the causal mask hides the unwritten part
+            key_len, _ = cache.self_attention_cache.get_mask_sizes(query_len, 0)
+        bias = None
+        x = F.dropout(embeddings_BTD, self.dropout_rate, self.training)
+        for block in self.block:
+            self_attention = block.layer[0].module
+            if hasattr(self_attention, "relative_attention_bias"):
+                bias = self_attention.position_bias(query_len, key_len, first_query)
+            inputs = (x, bias, key_mask, memory, memory_mask, cache)
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(block.__call__, *inputs)  # type: ignore[operator]
+            else:
+                x = block(*inputs)
+        return F.dropout(self.final_layer_norm(x), self.dropout_rate, self.training)
+
+
+class T5PreTrainedModel(PreTrainedModel):
+    """What the three T5 classes share: configuration, initialisation and reading checkpoints."""
+
+    config: T5Config  # type: ignore[assignment]
+    config_class = T5Config
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["T5Block"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["wo"]  # noqa: RUF012
+    # Old checkpoints carry a cross-attention bias that never was used, and copies of the shared table.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"EncDecAttention\.relative_attention_bias\.weight",
+        r"(en|de)coder\.embed_tokens\.weight",
+    ]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, config: T5Config | None = None, **kwargs: Any
+    ) -> "T5PreTrainedModel":
+        """Load a folder or Hub id of T5 v1.0, v1.1, flan, mT5 or umT5, written by transformers 4, 5 or fivefold.
+
+        Whether the output layer is tied is decided by the stored weights, not by what the configuration calls it.
+
+        Raises:
+            CheckpointError: the weights are missing or unreadable.
+        """
+        config, key_mapping = reconcile_with_file(pretrained_model_name_or_path, config, kwargs)
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, key_mapping=key_mapping, **kwargs
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights as T5X draws them; no factor 1/sqrt(d) appears at run time, so it is in q's deviation here.
+
+        Source: t5x, examples/t5/layers.py. The output layer has deviation d_model**-0.5: with 1.0, as transformers
+        had it, a new model starts at ten times the loss of guessing.
+        """
+        config, factor = self.config, self.config.initializer_factor
+        if isinstance(module, nn.Embedding) and not isinstance(module, RelativePositionBias):
+            init.normal_(module.weight, std=factor)
+        elif isinstance(module, RelativePositionBias):
+            bound = factor * (6 / sum(module.weight.shape)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, RMSNorm):
+            init.constant_(module.weight, factor)
+        elif isinstance(module, T5Attention):
+            init.normal_(module.q.weight, std=factor * (config.d_model * config.d_kv) ** -0.5)
+            for projection in (module.k, module.v):
+                init.normal_(projection.weight, std=factor * config.d_model**-0.5)
+            init.normal_(module.o.weight, std=factor * (config.num_heads * config.d_kv) ** -0.5)
+        elif isinstance(module, FeedForward):
+            for name, projection in module.named_children():
+                fan_in = config.d_ff if name == "wo" else config.d_model
+                init.normal_(projection.weight, std=factor * fan_in**-0.5)
+        elif module is getattr(self, "lm_head", None) and not config.tie_word_embeddings:
+            init.normal_(module.weight, std=factor * config.d_model**-0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token vectors that both sides share."""
+        return self.shared
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of token vectors."""
+        self.shared = value
+
+    def _logits(self, states_BTD: Tensor) -> Tensor:
+        if self.config.scale_decoder_outputs:
+            states_BTD = states_BTD * self.config.d_model**-0.5
+        return self.lm_head(states_BTD)
+
+
+class T5Encoder(T5PreTrainedModel):
+    """The encoder alone, with its embeddings; opens the encoder half of any T5 checkpoint."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\.", r"embed_tokens"]  # noqa: RUF012
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Stack(config, is_decoder=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Token ids [B, S] (or embeddings [B, S, D]) to `last_hidden_state` [B, S, D].
+
+        Args:
+            attention_mask: [B, S], 0 or False for padding.
+        """
+        _refuse_unsupported(kwargs)
+        return _encode(self.shared, self.encoder, input_ids, inputs_embeds, attention_mask)
+
+
+class T5Decoder(T5PreTrainedModel):
+    """The decoder alone, with embeddings and output layer, for encoder states from elsewhere."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^encoder\.", *T5PreTrainedModel._keys_to_ignore_on_load_unexpected]  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "shared.weight"}  # noqa: RUF012
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.decoder = T5Stack(config, is_decoder=True)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Decoder token ids [B, T] and encoder states [B, S, D] to logits [B, T, V]."""
+        states = self.decoder(
+            self.shared(input_ids),
+            key_mask=_key_mask(attention_mask),
+            memory=encoder_hidden_states,
+            memory_mask=_key_mask(encoder_attention_mask),
+            cache=past_key_values,
+        )
+        return self._logits(states)
+
+
+class T5Model(T5PreTrainedModel, GenerationMixin):
+    """The encoder-decoder with its language-model head.
+
+    Example:
+        >>> model = T5Model(T5Config.get_config("small"))
+        >>> loss = model(input_ids=source, labels=target).loss
+        >>> tokens = model.generate(input_ids=source, max_new_tokens=32)
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "shared.weight"}  # noqa: RUF012
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Stack(config, is_decoder=False)
+        self.decoder = T5Stack(config, is_decoder=True)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """A callable view of embeddings and encoder, which is what `generate()` asks for."""
+        return _EncoderView(self.shared, self.encoder)
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """What `generate()` asks of a decoder mask when the cache is static: the bias is causal already."""
+        return attention_mask
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+        """Source ids [B, S] to encoder states, to hand to `forward` as `encoder_outputs` any number of times."""
+        return _encode(self.shared, self.encoder, input_ids, None, attention_mask)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Source and target to logits [B, T, V], and with labels the mean loss over those that are not -100.
+
+        Args:
+            input_ids: [B, S] source tokens.
+            attention_mask: [B, S], 0 or False for padding.
+            decoder_input_ids: [B, T]; made from `labels` by shifting right when absent.
+            decoder_attention_mask: [B, T], or [B, cached + T] with a cache.
+            encoder_outputs: states from `encode`, instead of `input_ids`.
+            labels: [B, T] target tokens, -100 where there is none.
+        """
+        _refuse_unsupported(kwargs)
+        if encoder_outputs is None:
+            encoder_outputs = _encode(self.shared, self.encoder, input_ids, inputs_embeds, attention_mask)
+        memory = encoder_outputs[0]
+        if decoder_inputs_embeds is None:
+            if decoder_input_ids is None:
+                if labels is None:
+                    raise ModelError("T5Model got neither decoder_input_ids nor labels; the decoder needs one of them.")
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            decoder_inputs_embeds = self.shared(decoder_input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        states = self.decoder(
+            decoder_inputs_embeds,
+            key_mask=_key_mask(decoder_attention_mask),
+            memory=memory,
+            memory_mask=_key_mask(attention_mask),
+            cache=past_key_values,
+        )
+        logits = self._logits(states)
+        loss = None
+        if labels is not None:
+            total, _ = cross_entropy_sum(logits, labels)
+            loss = total / (labels != IGNORE_INDEX).sum()
+        return Seq2SeqLMOutput(
+            loss=loss, logits=logits, past_key_values=past_key_values, encoder_last_hidden_state=memory
+        )
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels [B, T] shifted right behind the start token, -100 replaced by padding."""
+        shifted = labels.roll(1, dims=-1)
+        shifted[..., 0] = self.config.decoder_start_token_id
+        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
+
+
+class _EncoderView(nn.Module):
+    """Embeddings and encoder under one `forward`, holding the model's own modules and nothing else."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, shared: nn.Module, encoder: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+        self.encoder = encoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        _refuse_unsupported(kwargs)
+        return _encode(self.shared, self.encoder, input_ids, inputs_embeds, attention_mask)
+
+
+def _encode(
+    shared: nn.Module,
+    encoder: nn.Module,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+) -> BaseModelOutput:
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ModelError("The encoder needs either input_ids or inputs_embeds, and not both.")
+    embeddings = shared(input_ids) if inputs_embeds is None else inputs_embeds
+    return BaseModelOutput(last_hidden_state=encoder(embeddings, key_mask=_key_mask(attention_mask)))
+
+
+def _key_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Bool [B, K], or None where nothing is masked, which lets attention take its fastest kernel."""
+    if attention_mask is None:
+        return None
+    mask = attention_mask.bool()
+    if not mask.is_cuda and mask.all():  # on a GPU looking would cost a synchronisation
+        return None
+    return mask
+
+
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+    for name in ("output_attentions", "output_hidden_states"):
+        if kwargs.get(name):
+            raise ModelError(f"fivefold's T5 does not return what {name}=True asks for; use transformers' T5 for that.")

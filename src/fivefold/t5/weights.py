@@ -1,0 +1,113 @@
+"""What a stored T5 says about itself: the names in its weight files settle what its configuration leaves open."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+
+from fivefold.errors import CheckpointError
+from fivefold.t5.config import T5Config
+
+# In transformers' own order of preference; an index lists the files of a sharded model.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_EMBEDDING_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def reconcile_with_file(
+    name_or_path: str | PathLike[str], config: T5Config | None, load_arguments: dict[str, Any]
+) -> tuple[T5Config, dict[str, str]]:
+    """Read or complete the configuration of a stored model by looking at its weights.
+
+    The output layer is tied if the files hold no `lm_head.weight`, or one equal to the embedding table: version 5 of
+    transformers writes `tie_word_embeddings: true` for models whose output layer is their own.
+
+    Args:
+        name_or_path: folder or Hub id.
+        config: what the caller passed, changed in place; read from the folder if None.
+        load_arguments: further arguments of `from_pretrained`, of which those about the Hub are used.
+
+    Returns:
+        (config, key_mapping): the mapping renames the stored embedding table where it is not called `shared`.
+
+    Raises:
+        CheckpointError: no weights there, or unreadable.
+    """
+    hub = {name: load_arguments[name] for name in _HUB_ARGUMENTS if name in load_arguments}
+    if config is None:
+        config = _read_config(name_or_path, hub)
+    names = _stored_names(name_or_path, hub)
+    table = next((name for name in _EMBEDDING_NAMES if name in names), None)
+    if table is None:
+        raise CheckpointError(f"The weights of {name_or_path} hold no token embeddings; this is not a complete T5.")
+    if "lm_head.weight" in names:
+        # v5 keys mean what they say here: tied only if the two really are one.
+        config.tie_word_embeddings = torch.equal(_read(names, "lm_head.weight"), _read(names, table))
+    else:
+        config.tie_word_embeddings = True
+    key_mapping = {} if table == "shared.weight" else {"^" + table.replace(".", r"\."): "shared.weight"}
+    return config, key_mapping
+
+
+def _read_config(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> T5Config:
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        raise CheckpointError(f"{name_or_path} holds no config.json; give the folder of a saved model.")
+    try:
+        # Not from_pretrained: it warns of every model type but t5, which from_dict knows how to read.
+        return T5Config.from_dict(T5Config.get_config_dict(name_or_path, **hub)[0])
+    except OSError as error:
+        raise CheckpointError(
+            f"No model at {name_or_path!s}: it is no local folder with a config.json, and as a Hub id it could not be read "
+            f"({str(error).splitlines()[0]})."
+        ) from None
+
+
+def _stored_names(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> dict[str, Path]:
+    """Every stored weight's name and the file that holds it."""
+    for file_name in _WEIGHT_FILES:
+        found = cached_file(
+            name_or_path,
+            file_name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub,
+        )
+        if found is None:
+            continue
+        file = Path(found)
+        if file_name.endswith(".index.json"):
+            return {name: file.parent / part for name, part in json.loads(file.read_text())["weight_map"].items()}
+        return dict.fromkeys(_names_in(file), file)
+    raise CheckpointError(f"No weights in {name_or_path}: expected one of {', '.join(_WEIGHT_FILES)}.")
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                return list(tensors.keys())
+        return list(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    except (SafetensorError, UnpicklingError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read as weights ({str(error).splitlines()[0]}); it may be truncated or not a weight file."
+        ) from None
+
+
+def _read(files: dict[str, Path], name: str) -> Tensor:
+    file = files[name]
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(name)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)[name]

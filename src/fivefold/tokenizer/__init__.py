@@ -1,0 +1,1 @@
+"""Documents to a tokenizer: training one, and the special tokens that T5's objectives need."""

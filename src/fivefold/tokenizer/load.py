@@ -1,0 +1,69 @@
+"""Tokenizers from disk or the Hub, and whether they fit."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fivefold.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+
+
+def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
+    """Open a tokenizer.
+
+    Args:
+        name_or_path: a local folder, else a Hub id.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise DataError(f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)} in it.")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else str(name_or_path))
+    except Exception as error:  # the library raises whatever a broken file or a missing network leads to
+        kind = (
+            "the tokenizer in" if folder.is_dir() else "no folder has the name of, and the Hub gives no tokenizer for,"
+        )
+        lines = str(error).strip().splitlines() or [""]
+        raise DataError(f"{kind} {name_or_path} ({type(error).__name__}: {lines[0]}): ...") from error
+
+
+def check_fits(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
+    """Refuse a tokenizer with ids that a model has no embedding for.
+
+    Args:
+        tokenizer: whose text the model is given.
+        vocab_size: rows of the model's embedding, which may be more than the tokenizer needs.
+
+    Raises:
+        DataError: an id reaches beyond the vocabulary.
+    """
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocab_size:
+        raise DataError(
+            f"the tokenizer has ids up to {highest}, but the model's vocabulary has {vocab_size} entries: use the tokenizer "
+            f"that the model was made with, or a model with vocab_size {highest + 1} or more."
+        )
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A hash of everything that decides which ids a text gets: two tokenizers with the same one are interchangeable.
+
+    Returns:
+        32 hexadecimal digits, the same after saving and loading.
+    """
+    described: dict[str, object] = {"vocab": tokenizer.get_vocab()}
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        whole = json.loads(backend.to_str())
+        described |= {part: whole[part] for part in ("normalizer", "pre_tokenizer")}
+        described["merges"] = whole["model"].get("merges")
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]

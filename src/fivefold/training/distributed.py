@@ -1,0 +1,68 @@
+"""The processes of a run: one by itself, or several started by `torchrun`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where this process stands among those of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and shows progress."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model on this process's device, its gradients averaged over processes if there are several."""
+        model = model.to(self.device)
+        if self.world_size == 1:
+            return model
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    def without_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Hold back the exchange of gradients, for all micro-batches of a step but the last."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def sum(self, *values: float | Tensor) -> list[float]:
+        """Each value summed over all processes."""
+        total = torch.stack([torch.as_tensor(value).detach().double().to(self.device) for value in values])
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def start_processes() -> Iterator[Processes]:
+    """Join the group that `torchrun` described in the environment, or be alone; gloo on CPUs, NCCL on GPUs."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    has_gpu = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Processes(0, 1, device)
+        return
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield Processes(dist.get_rank(), world_size, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,225 @@
+"""The training loop: it knows steps, not stages."""
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fivefold.data.loader import BatchLoader
+from fivefold.errors import DataError, ModelError
+from fivefold.objectives.objective import Batch, LossTerms, Objective
+from fivefold.training.distributed import Processes
+from fivefold.training.optimizers import set_lr
+from fivefold.training.settings import LoopSettings
+from fivefold.training.telemetry import Telemetry
+
+
+@dataclass
+class LoopState:
+    """Where a run stands; with weights and optimizer state, all that a resumed run needs."""
+
+    step: int = 0
+    """Optimizer steps made."""
+    tokens_seen: int = 0
+    """By all processes."""
+    source_state: dict[str, Any] = field(default_factory=dict)
+    """Where a streaming data source stands; empty for the others."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has written a checkpoint."""
+
+
+class Trainer:
+    """Model, objective and optimizer, and the one step they make together.
+
+    Args:
+        model: as `processes.wrap` returned it.
+        objective: batch and model to a loss sum and a count.
+        optimizer: with base learning rates remembered, see `training.optimizers`.
+        lr_factor: step to the factor on every learning rate.
+        grad_clipping: largest global gradient norm; 0 for none.
+        settings: dtype and seed are used here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        lr_factor: Callable[[int], float],
+        grad_clipping: float,
+        settings: LoopSettings,
+        processes: Processes,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.optimizer = optimizer
+        self.lr_factor = lr_factor
+        self.max_norm = grad_clipping or math.inf
+        self.seed = settings.seed
+        self.dtype = getattr(torch, settings.dtype)
+        self.processes = processes
+        # Only float16 needs its loss scaled: its gradients underflow below 6e-8.
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
+
+    def step(self, step: int, micro_batches: list[Batch], want_stop: bool) -> dict[str, float]:
+        """One optimizer step on the micro-batches of this process.
+
+        Returns:
+            loss, grad_norm, learning_rate, num_tokens, and stop: 1 if any process wants to stop after this step.
+
+        Raises:
+            ModelError: loss or gradient is not finite; the optimizer has not moved.
+        """
+        count, num_tokens, stop = self.processes.sum(
+            sum(map(self.objective.count, micro_batches)),
+            sum(map(self.objective.num_tokens, micro_batches)),
+            float(want_stop),
+        )
+        if count == 0:
+            raise DataError(f"Step {step + 1} has no target token; the data of this run hold empty targets only.")
+        # Dropout follows from (seed, step, process), so a resumed run draws what the uninterrupted one would have.
+        seeds = np.random.SeedSequence([self.seed, step, self.processes.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        factor = self.lr_factor(step)
+        set_lr(self.optimizer, factor)
+        loss_sum = nll_sum = torch.zeros((), device=self.processes.device)
+        for index, batch in enumerate(micro_batches):
+            is_last = index + 1 == len(micro_batches)
+            with nullcontext() if is_last else self.processes.without_sync(self.model):
+                terms = self._terms(batch)
+                # Divided before backward: an undivided sum would overflow float16. DDP takes the mean over processes.
+                scaled = terms.loss_sum * (self.processes.world_size / count)
+                self.scaler.scale(scaled).backward()
+            loss_sum = loss_sum + terms.loss_sum.detach()
+            nll_sum = nll_sum + terms.nll_sum
+        loss, nll = (total / count for total in self.processes.sum(loss_sum, nll_sum))
+        if not math.isfinite(loss):
+            raise ModelError(_not_finite("loss", loss, step, self.dtype))
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm))
+        if not math.isfinite(grad_norm) and not self.scaler.is_enabled():  # the scaler skips such steps by itself
+            raise ModelError(_not_finite("gradient norm", grad_norm, step, self.dtype))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {"loss": nll, "grad_norm": grad_norm, "learning_rate": lr, "num_tokens": num_tokens, "stop": stop}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Batch]) -> tuple[float, int]:
+        """Mean plain loss over all target tokens of all processes' batches, and their number."""
+        self.model.eval()
+        nll_sum, count = torch.zeros((), device=self.processes.device), 0
+        for batch in batches:
+            nll_sum = nll_sum + self._terms(batch, getattr(self.model, "module", self.model)).nll_sum
+            count += self.objective.count(batch)
+        self.model.train()
+        total, tokens = self.processes.sum(nll_sum, count)
+        if tokens == 0:
+            raise DataError("The held-out data hold no target token; give more of them, or --eval_every 0.")
+        return total / tokens, int(tokens)
+
+    def _terms(self, batch: Batch, model: nn.Module | None = None) -> LossTerms:
+        device = self.processes.device
+        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.objective(model or self.model, on_device)
+
+
+def train(
+    trainer: Trainer,
+    loader: BatchLoader,
+    state: LoopState,
+    settings: LoopSettings,
+    telemetry: Telemetry,
+    evaluate: Callable[[], tuple[float, int]] | None,
+    save: Callable[[LoopState, float | None], None],
+) -> LoopState:
+    """Train from `state.step` to `settings.num_training_steps`.
+
+    Args:
+        loader: begins with step `state.step`.
+        evaluate: held-out loss and its token count, or None without held-out data.
+        save: writes a checkpoint for a state and, if it was just measured, its held-out loss.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint of the last finished step is written.
+        ModelError: a loss that is not finite; the last checkpoint stays as it is.
+    """
+    total = settings.num_training_steps
+
+    def measure(step: int) -> float | None:
+        if evaluate is None:
+            return None
+        with telemetry.paused("evaluating"):
+            eval_loss, eval_tokens = evaluate()
+        telemetry.log_evaluation(step, eval_loss=eval_loss, eval_tokens=eval_tokens)
+        return eval_loss
+
+    trainer.model.train()
+    if state.step == 0 and settings.eval_every:
+        measure(0)
+    with _stop_signals() as stop_requested:
+        while state.step < total:
+            micro_batches, source_state = next(loader)
+            result = trainer.step(state.step, micro_batches, stop_requested())
+            tokens_seen = state.tokens_seen + int(result["num_tokens"])
+            state = LoopState(state.step + 1, tokens_seen, source_state)
+            is_last, must_stop = state.step == total, result["stop"] > 0
+            telemetry.advance(state.step)
+            if state.step % settings.log_every == 0 or is_last:
+                logged = {name: result[name] for name in ("loss", "learning_rate", "grad_norm")}
+                telemetry.log_step(state.step, **logged, tokens_seen=tokens_seen)
+            eval_loss = measure(state.step) if is_last or _is_due(state.step, settings.eval_every) else None
+            if is_last or must_stop or _is_due(state.step, settings.save_every):
+                with telemetry.paused("saving"):
+                    save(state, eval_loss)
+            if must_stop and not is_last:
+                raise Interrupted(f"stopped after step {state.step:,} of {total:,}; --resume goes on from there")
+    return state
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _not_finite(what: str, value: float, step: int, dtype: torch.dtype) -> str:
+    remedy = "use --dtype bfloat16, or a lower --lr" if dtype == torch.float16 else "use a lower --lr or more --warmup_steps"
+    return (
+        f"The {what} of step {step + 1} is {value}; the optimizer has not moved and the last checkpoint is good: {remedy}."
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one acts at once."""
+    requested = False
+    previous: dict[int, Any] = {}
+
+    def request(number: int, _: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, request)
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        previous.clear()
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,139 @@
+"""The settings of the optimizer, the learning-rate schedule and the loop: cheap to import, checked when built."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from fivefold.errors import ConfigError
+
+# Where people start with each optimizer. The two T5 rates are for updates multiplied by the parameter's RMS
+# (nanoT5's 2e-2; T5's 1/sqrt(10,000) = 1e-2), so they are not comparable with Adam's.
+CUSTOMARY_LR = {"adam": 1e-3, "adamw": 1e-3, "adamw_scaled": 2e-2, "adafactor": 1e-2}
+
+_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass
+class OptimizerSettings:
+    """How a gradient becomes a step."""
+
+    optimizer: Literal["adam", "adamw", "adamw_scaled", "adafactor"] = "adamw"
+    """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5) or adafactor (as T5)."""
+    lr: float | None = None
+    """Peak learning rate; by default 1e-3 for adam and adamw, 2e-2 for adamw_scaled, 1e-2 for adafactor."""
+    weight_decay: float = 0.0
+    """Weight decay on matrices; norms, biases and relative-position tables never decay. T5 recipes use 0."""
+    beta1: float = 0.9
+    """Decay of the first moment (not for adafactor, which keeps none)."""
+    beta2: float = 0.999
+    """Decay of the second moment (not for adafactor, whose decay is 1 - step^-0.8)."""
+    eps: float = 1e-6
+    """Added to the root of the second moment (not for adafactor)."""
+    grad_clipping: float = 1.0
+    """Largest global gradient norm, larger gradients are scaled down to it; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"lr is {self.lr}, but it must be above 0.")
+        for name in ("weight_decay", "grad_clipping"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 (off) or above.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1).")
+        if not self.eps > 0:
+            raise ConfigError(f"eps is {self.eps}, but it must be above 0.")
+        if self.optimizer == "adafactor":
+            self._refuse_adam_settings()
+
+    def _refuse_adam_settings(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [name for name in ("beta1", "beta2", "eps") if getattr(self, name) != defaults[name]]
+        if changed:
+            raise ConfigError(f"adafactor has no {' or '.join(changed)}: drop the flag or choose another optimizer.")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate to use: the one that was set, or the optimizer's customary one."""
+        return CUSTOMARY_LR[self.optimizer] if self.lr is None else self.lr
+
+
+@dataclass
+class ScheduleSettings:
+    """How the learning rate moves over the run; `schedule.lr_factor` holds the formulas."""
+
+    scheduler: Literal["cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear", "constant"] = "cosine"
+    """Shape after warm-up; cosine_restart climbs again every cosine_restart_freq steps, wsd falls at the very end."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up from 0; by default a tenth of the run, at most 1000."""
+    min_lr_ratio: float = 0.1
+    """The learning rate never ends below this part of its peak (constant stays at the peak)."""
+    cosine_restart_freq: int | None = None
+    """cosine_restart: steps between two restarts."""
+    cosine_restart_warmup: int = 5
+    """cosine_restart: steps of the short linear ramp after each restart."""
+    lr_adjust_steps: int = 0
+    """cosine_restart: shifts the cosine after warm-up by this many steps; LORO's scripts use minus the warm-up."""
+    lr_jag_after_warmup: bool = False
+    """cosine_restart: no restarts during the warm-up."""
+    decay_frac: float = 0.2
+    """wsd: the last part of the run in which the learning rate falls."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}, but it must be 0 (no warm-up) or above.")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}, but it must lie in [0, 1].")
+        if not 0 <= self.decay_frac <= 1:
+            raise ConfigError(f"decay_frac is {self.decay_frac}, but it must lie in [0, 1].")
+        if self.cosine_restart_warmup < 1:
+            raise ConfigError(f"cosine_restart_warmup is {self.cosine_restart_warmup}, but it must be 1 or above.")
+        if self.scheduler == "cosine_restart":
+            if self.cosine_restart_freq is None or self.cosine_restart_freq < 1:
+                raise ConfigError(
+                    f"cosine_restart_freq is {self.cosine_restart_freq}, but --scheduler cosine_restart needs the "
+                    "steps between two restarts, for example --cosine_restart_freq 500."
+                )
+        elif self.cosine_restart_freq is not None or self.lr_adjust_steps != 0 or self.lr_jag_after_warmup:
+            raise ConfigError(
+                "cosine_restart_freq, lr_adjust_steps and lr_jag_after_warmup belong to --scheduler cosine_restart, "
+                f"but the scheduler is {self.scheduler}."
+            )
+
+
+@dataclass
+class LoopSettings:
+    """How long a run lasts, what it measures and what it leaves behind."""
+
+    output_dir: str
+    """Folder of the run: settings, log, checkpoints, final model and report."""
+    num_training_steps: int = 10_000
+    """Optimizer steps to train for."""
+    eval_every: int = 1000
+    """Steps between measurements of the held-out loss; 0 measures only at the end."""
+    log_every: int = 10
+    """Steps between two lines of log.jsonl."""
+    save_every: int = 1000
+    """Steps between checkpoints; 0 writes only the final model."""
+    keep_last: int = 2
+    """Newest checkpoints to keep beside the best one; 0 keeps all."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in output_dir."""
+    seed: int = 0
+    """Everything random in the run follows from it."""
+    dtype: Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32"] = "bfloat16"
+    """Number type of matrix products; weights and optimizer state stay in float32."""
+    use_wandb: bool = False
+    """Send the log to Weights & Biases too (install fivefold[wandb])."""
+    wandb_project: str = "fivefold"
+    """Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        self.dtype = _DTYPE_NAMES.get(self.dtype, self.dtype)  # type: ignore[assignment]
+        if not self.output_dir:
+            raise ConfigError("output_dir is empty, but the run needs a folder: give --output_dir FOLDER.")
+        for name in ("num_training_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or above.")
+        for name in ("eval_every", "save_every", "keep_last"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 or above.")

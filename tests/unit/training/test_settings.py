@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import pytest
+
+from fivefold.errors import ConfigError
+from fivefold.training.settings import CUSTOMARY_LR, LoopSettings, OptimizerSettings, ScheduleSettings
+
+
+def test_importing_the_settings_does_not_import_torch():
+    code = "import sys, fivefold.training.settings, fivefold.commands.report; print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("short", "name"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"), ("float32", "float32")]
+)
+def test_dtype_takes_its_full_name(short, name):
+    assert LoopSettings(output_dir="run", dtype=short).dtype == name
+
+
+@pytest.mark.parametrize("optimizer", CUSTOMARY_LR)
+def test_peak_lr_is_the_given_one_or_the_customary_one(optimizer):
+    assert OptimizerSettings(optimizer=optimizer).peak_lr == CUSTOMARY_LR[optimizer]
+    assert OptimizerSettings(optimizer=optimizer, lr=0.5).peak_lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: OptimizerSettings(lr=0.0), "lr is 0.0"),
+        (lambda: OptimizerSettings(lr=float("nan")), "lr is nan"),
+        (lambda: OptimizerSettings(weight_decay=-1.0), "weight_decay"),
+        (lambda: OptimizerSettings(grad_clipping=-1.0), "grad_clipping"),
+        (lambda: OptimizerSettings(beta2=1.0), "beta2"),
+        (lambda: OptimizerSettings(eps=0.0), "eps"),
+        (lambda: OptimizerSettings(optimizer="adafactor", beta1=0.5, eps=1e-8), "adafactor has no beta1 or eps"),
+        (lambda: ScheduleSettings(warmup_steps=-1), "warmup_steps"),
+        (lambda: ScheduleSettings(min_lr_ratio=1.5), "min_lr_ratio"),
+        (lambda: ScheduleSettings(decay_frac=-0.1), "decay_frac"),
+        (lambda: ScheduleSettings(scheduler="cosine_restart"), "needs the steps between two restarts"),
+        (lambda: ScheduleSettings(scheduler="cosine_restart", cosine_restart_freq=0), "cosine_restart_freq is 0"),
+        (lambda: ScheduleSettings(lr_adjust_steps=-5), "the scheduler is cosine"),
+        (lambda: ScheduleSettings(scheduler="wsd", cosine_restart_freq=5), "the scheduler is wsd"),
+        (lambda: ScheduleSettings(cosine_restart_warmup=0), "cosine_restart_warmup"),
+        (lambda: LoopSettings(output_dir=""), "output_dir is empty"),
+        (lambda: LoopSettings(output_dir="run", num_training_steps=0), "num_training_steps is 0"),
+        (lambda: LoopSettings(output_dir="run", log_every=0), "log_every is 0"),
+        (lambda: LoopSettings(output_dir="run", keep_last=-1), "keep_last is -1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_in_one_sentence(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
