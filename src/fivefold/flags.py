@@ -79,13 +79,12 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
     own, given = _read_words(argv, types, positional)
     if "help" in own:
         return Invocation({}, False, False, parser.format_help())
-    recipe = _read_recipe(own["recipe"], types) if "recipe" in own else {}
+    if "recipe" in own:
+        given = _read_recipe(own["recipe"], types) | given
     try:
-        base = parser.parse_object(recipe, defaults=False)
-        words = [f"--{name}={value}" for name, value in given.items()]
-        flat = parser.parse_args(words, namespace=base).as_dict()
+        flat = parser.parse_args([f"--{name}={value}" for name, value in given.items()]).as_dict()
     except ArgumentError as error:
-        raise ConfigError(_explain(str(error), types, {**recipe, **given})) from None
+        raise ConfigError(_explain(str(error), types, given)) from None
     settings = {
         parameter: group(**{field.name: flat[field.name] for field, _ in _fields(group)})
         for parameter, group in groups.items()
@@ -194,7 +193,8 @@ def _flag_value(written: str, name: str, negated: bool, values: list[str], hint:
     return values[0]
 
 
-def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, Any]:
+def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
+    """A recipe's values as the strings that the flags would have been given."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--recipe {file!r}: there is no such file.")
@@ -204,8 +204,9 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"--recipe {file!r} is not valid YAML or JSON: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--recipe {file!r} holds a {type(content).__name__}; expected flag names and their values.")
-    recipe: dict[str, Any] = {}
-    for key, value in content.items():
+    recipe: dict[str, str] = {}
+    for key, item in content.items():
+        value = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
         name, negated = _canonical(str(key), types)
         if negated or name in _OWN_FLAGS:
             raise ConfigError(f"--recipe {file!r} holds {key!r}, which only works as a flag.")

@@ -66,19 +66,27 @@ class Corpus:
         self.parts = list(parts)
         self.settings = settings
         self.fields = tuple(fields)
+        self._digest = parts_digest(self.parts)
         self._saved: dict[str, Any] | None = None
-        self._index = 0
-        self._reader: FileReader | HubReader | None = None
-        self._bad_lines = BadLines(settings.max_bad_lines)
+        self._begin(self._state(part=0, position=None, bad_lines=0))
 
     def __iter__(self) -> Iterator[Record]:
         saved, self._saved = self._saved, None
-        index, position, bad_count = (saved["part"], saved["position"], saved["bad_lines"]) if saved else (0, None, 0)
-        self._bad_lines = BadLines(self.settings.max_bad_lines, bad_count)
-        is_empty = saved is None
-        for part_index in range(index, len(self.parts)):
-            reader = self._open(self.parts[part_index], position)
-            self._index, self._reader, position = part_index, reader, None
+        start = self._begin(saved or self._state(part=0, position=None, bad_lines=0))
+        return self._read(start, is_whole=saved is None)
+
+    def _begin(self, start: dict[str, Any]) -> dict[str, Any]:
+        self._start = start
+        self._reader: FileReader | HubReader | None = None
+        self._bad_lines = BadLines(self.settings.max_bad_lines, start["bad_lines"])
+        return start
+
+    def _read(self, start: dict[str, Any], *, is_whole: bool) -> Iterator[Record]:
+        position = start["position"]
+        is_empty = is_whole
+        for index in range(start["part"], len(self.parts)):
+            reader = self._open(self.parts[index], position)
+            self._index, self._reader, position = index, reader, None
             for record in reader:
                 if problem := self._problem(record):
                     self._bad_lines.report(reader.where, problem)
@@ -89,15 +97,15 @@ class Corpus:
             raise DataError(f"--data {' '.join(self.settings.data)} holds no record: expected text.")
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the record that was given last, as numbers, strings and dictionaries that JSON can hold."""
+        """The place behind the record that was given last, in a form that JSON can hold."""
         if self._saved is not None:
             return self._saved
-        return {
-            "parts": self._parts_digest(),
-            "part": self._index,
-            "position": self._reader.position if self._reader else None,
-            "bad_lines": self._bad_lines.count,
-        }
+        if self._reader is None:
+            return self._start
+        return self._state(part=self._index, position=self._reader.position, bad_lines=self._bad_lines.count)
+
+    def _state(self, **place: Any) -> dict[str, Any]:
+        return {"corpus": self._digest, **place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` go on behind the record at which the state was taken.
@@ -105,7 +113,7 @@ class Corpus:
         Raises:
             CheckpointError: the state is of other files, by name, size or order.
         """
-        if state["parts"] != self._parts_digest():
+        if state["corpus"] != self._digest:
             raise CheckpointError(
                 f"--data {' '.join(self.settings.data)} is not what the saved run was reading (files, their order or "
                 "sizes have changed): give it the same data, or begin a new run."
@@ -132,7 +140,8 @@ class Corpus:
                 return f"field {field!r} holds a {type(record[field]).__name__}, not text"
         return None
 
-    def _parts_digest(self) -> str:
-        # Names without folders: a run may go on where the data lies in another place.
-        names = [f"{part.name} {part.stat().st_size}" if isinstance(part, Path) else repr(part) for part in self.parts]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+def parts_digest(parts: Sequence[Part]) -> str:
+    """A hash of what a corpus consists of, by names without folders: a run may go on where the data has moved to."""
+    names = [f"{part.name} {part.stat().st_size}" if isinstance(part, Path) else repr(part) for part in parts]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -2,16 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fivefold.data.denoisers import Denoiser, denoiser_numbers
+from fivefold.data.denoisers import UL2, Denoiser, denoiser_numbers
 from fivefold.data.prefix import prefix_split
 from fivefold.data.rows import Rows, with_first
-from fivefold.data.settings import MAX_LENGTH
+from fivefold.data.settings import MAX_LENGTH, ObjectiveSettings
 from fivefold.data.spans import check_sentinels, noise_counts, raw_lengths, span_corruption
-from fivefold.errors import ConfigError
+from fivefold.errors import ConfigError, DataError
+from fivefold.tokenizer.special_tokens import sentinel_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Corruption(ABC):
@@ -108,3 +113,65 @@ class PrefixSplit(Corruption):
     def corrupted(self, rows: Rows, sample_ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
         """Inputs and targets, end marks included, of B rows of raw tokens."""
         return prefix_split(rows, seed=self._seed, sample_ids=sample_ids, eos_id=self._eos_id)
+
+
+def build_corruption(objective: ObjectiveSettings, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Corruption:
+    """The self-supervised objective that the settings describe.
+
+    Args:
+        objective: span, ul2 or prefix.
+        tokenizer: brings the end mark, the sentinels and the mode tokens.
+        seed: the run's seed.
+
+    Raises:
+        ConfigError: lengths that are too short.
+        DataError: a tokenizer without an end mark, without enough sentinels, or without the mode tokens asked for.
+    """
+    eos_id = special_id(tokenizer, "eos_token")
+    input_length, target_length = objective.input_length, objective.target_length
+    if objective.objective == "prefix":
+        return PrefixSplit(input_length=input_length, target_length=target_length, seed=seed, eos_id=eos_id)
+    denoisers, mode_ids = UL2, None
+    if objective.objective == "span":
+        denoisers = (Denoiser(objective.noise_density, objective.mean_span_length),)
+        needed = raw_lengths(input_length, objective.noise_density, objective.mean_span_length)[1]
+        if target_length is not None and target_length < needed:
+            raise ConfigError(
+                f"target_length {target_length} is too short: span corruption of input_length {input_length} makes "
+                f"targets of {needed}; give at least that, or leave target_length out."
+            )
+    else:
+        target_length = target_length or input_length
+        mode_ids = _mode_ids(tokenizer, [str(denoiser.mode_token) for denoiser in UL2], objective.mode_tokens)
+    return SpanCorruption(
+        denoisers,
+        input_length=input_length,
+        target_length=target_length,
+        seed=seed,
+        sentinels=sentinel_ids(tokenizer),
+        eos_id=eos_id,
+        mode_ids=mode_ids,
+    )
+
+
+def special_id(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
+    """The id of a special token that a tokenizer must have, such as `eos_token`.
+
+    Raises:
+        DataError: it has none.
+    """
+    token_id = getattr(tokenizer, f"{name}_id")
+    if token_id is None:
+        raise DataError(f"The tokenizer has no {name}; T5 needs one: train one with `fivefold tokenizer`.")
+    return token_id
+
+
+def _mode_ids(tokenizer: "PreTrainedTokenizerBase", tokens: list[str], wanted: bool | None) -> NDArray | None:
+    vocab = tokenizer.get_vocab()
+    missing = sorted({token for token in tokens if token not in vocab})
+    if wanted and missing:
+        raise DataError(
+            f"The tokenizer has no {', '.join(missing)}, which --mode_tokens asks for: train one with these among its "
+            "special tokens, or give --no_mode_tokens."
+        )
+    return None if missing or wanted is False else np.array([vocab[token] for token in tokens])

@@ -43,6 +43,12 @@ class PairSource(Source):
         self._eos_id, self._pad_id, self._seed, self._shuffle = eos_id, pad_id, seed, shuffle
         self._num_pairs = self.samples_per_epoch = len(prompts)
 
+    def describe(self) -> str:
+        """What it holds, in half a line."""
+        return (
+            f"{self._num_pairs:,} pairs, {self.num_cut_prompts:,} prompts and {self.num_cut_responses:,} responses cut"
+        )
+
     def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Pad the pairs of these numbers."""
         epochs, pairs = np.divmod(sample_ids, self._num_pairs)

@@ -5,6 +5,7 @@ which is what lets one batch of 8, eight batches of 1 and two processes with 4 e
 """
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,13 +58,22 @@ def random_keys(seed: int, purpose: Purpose, *counters: ArrayLike) -> NDArray[np
         counters: whole numbers >= 0, each [B] or a scalar, for instance sample numbers.
 
     Returns:
-        [B] uint64 ([1] when every counter is a scalar).
+        [B] uint64 ([1] when every counter is a scalar); do not write into it.
     """
-    keys = mix(np.array([seed % 2**64], np.uint64))
-    for counter in (int(purpose), *counters):
-        # Plus one, because mix(0) is 0. The product wraps around, as it should.
-        keys = mix(keys + (np.atleast_1d(np.asarray(counter)).astype(np.uint64) + np.uint64(1)) * _STEP)
+    keys = _purpose_key(seed % 2**64, int(purpose))
+    for counter in counters:
+        keys = _next_keys(keys, np.atleast_1d(counter))
     return keys
+
+
+@lru_cache
+def _purpose_key(seed: int, purpose: int) -> NDArray[np.uint64]:
+    return _next_keys(mix(np.array([seed], np.uint64)), np.array([purpose]))
+
+
+def _next_keys(keys: NDArray[np.uint64], counter: NDArray) -> NDArray[np.uint64]:
+    # Plus one, because mix(0) is 0. The product wraps around, as it should.
+    return mix(keys + (counter.astype(np.uint64) + np.uint64(1)) * _STEP)
 
 
 def random_bits(keys: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:

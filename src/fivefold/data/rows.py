@@ -22,19 +22,44 @@ class Rows(NamedTuple):
         return np.arange(self.ids.shape[1]) < self.lengths[:, None]
 
 
-def kept(ids: NDArray, keep: NDArray[np.bool_]) -> Rows:
-    """Drop what is not kept and move the rest of each row to the left.
+def marked_stretches(rows: Rows, starts: NDArray, lengths: NDArray, marks: NDArray, num_stretches: NDArray) -> Rows:
+    """Cut stretches out of each row and line them up, with a mark behind each.
 
     Args:
-        ids: [B, L].
-        keep: [B, L] boolean.
+        rows: B rows.
+        starts: [B, S], where each stretch starts in its row.
+        lengths: [B, S] tokens in each stretch, 0 or more.
+        marks: [B, S] token put behind each stretch.
+        num_stretches: [B], how many of the S a row has.
 
     Returns:
-        B rows as wide as the longest of them.
+        B rows of the sum of a row's stretches and marks.
     """
-    lengths = keep.sum(axis=1)
-    rows = Rows(np.zeros((len(ids), lengths.max(initial=0)), np.int64), lengths)
-    rows.ids[rows.valid] = ids[keep]  # both masks run row by row, so the k-th kept id meets the k-th free place
+    used = np.arange(starts.shape[1]) < num_stretches[:, None]
+    counts = np.where(used, lengths + 1, 0)
+    ends = counts.ravel().cumsum().reshape(counts.shape)
+    # What stands at place p of the result comes from place p + shift of the rows.
+    shifts = starts + np.arange(len(starts))[:, None] * rows.ids.shape[1] - (ends - counts)
+    sources = np.repeat(shifts.ravel(), counts.ravel())
+    sources += np.arange(len(sources))
+    # A mark's own source is the token behind its stretch, which behind the last row does not exist: hence "clip".
+    flat = rows.ids.ravel().take(sources, mode="clip").astype(np.int64, copy=False)
+    flat[ends[used] - 1] = marks[used]
+    return unflattened(flat, counts.sum(axis=1))
+
+
+def unflattened(flat: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
+    """Lay rows that stand one behind the other under each other.
+
+    Args:
+        flat: [sum of lengths].
+        lengths: [B].
+    """
+    width = int(lengths.max())
+    if (lengths == width).all():
+        return Rows(flat.reshape(len(lengths), width), lengths)
+    rows = Rows(np.zeros((len(lengths), width), np.int64), lengths)
+    rows.ids[rows.valid] = flat  # the mask runs row by row, as the flat ids do
     return rows
 
 

@@ -17,8 +17,10 @@ class DataSettings:
     """Tokenizer folder or Hub id; without it, the one inside the prepared folder."""
     validation_data: list[str] = field(default_factory=list)
     """Files, folders, catalogue names or Hub ids for the held-out loss, instead of a held-out share of the data."""
+    validation_split: str = "validation"
+    """Split of the Hub data sets in --validation_data."""
     validation_frac: float = 0.01
-    """Share of the documents held out for validation, by a hash of their text; a prepared folder has its own."""
+    """Share of the documents held out for validation, by a hash of their text; 0 for none. Prepared folders have theirs."""
     validation_documents: int = 1000
     """Most documents to measure the held-out loss on when they are not prepared."""
     shuffle_documents: int = 1000
@@ -102,6 +104,8 @@ class PrepareSettings:
     """Folder to write: token shards for training and validation, and the tokenizer."""
     validation_data: list[str] = field(default_factory=list)
     """Files, folders, catalogue names or Hub ids for validation, instead of a held-out share of the data."""
+    validation_split: str = "validation"
+    """Split of the Hub data sets in --validation_data."""
     validation_frac: float = 0.01
     """Share of the documents held out for validation, chosen by a hash of their text; 0 for none."""
     num_workers: int = 0

@@ -14,6 +14,10 @@ class Source(ABC):
     """Samples in one pass over the data, or None where the end is not known."""
 
     @abstractmethod
+    def describe(self) -> str:
+        """What it holds, in half a line."""
+
+    @abstractmethod
     def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Make the batch of these samples.
 

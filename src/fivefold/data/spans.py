@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fivefold.data.random_bits import Purpose, random_bits, random_keys
-from fivefold.data.rows import Rows, kept, with_last
+from fivefold.data.rows import Rows, marked_stretches
 from fivefold.errors import ConfigError, DataError
 
 
@@ -123,54 +123,35 @@ def random_compositions(
     return np.diff(cuts, axis=1, prepend=0, append=totals[:, None])
 
 
-def span_noise_mask(
+def span_borders(
     lengths: NDArray[np.int64],
     noise_density: float | NDArray,
     mean_span_length: float | NDArray,
     *,
     seed: int,
     sample_ids: NDArray[np.int64],
-) -> NDArray[np.bool_]:
-    """Choose which tokens are hidden: spans of text and of noise in turn, text first and noise last.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose which tokens are hidden: stretches of text and of noise in turn, text first and noise last.
 
     Args:
-        lengths: [B] tokens in each row, at most 65,536.
+        lengths: [B] tokens in each row, at most 65,536. A row of one token keeps it and hides an empty span.
         noise_density: [B] or a scalar in (0, 1).
         mean_span_length: [B] or a scalar >= 1.
         seed: the run's seed.
         sample_ids: [B], the number of each sample in the run; with the seed it decides everything.
 
     Returns:
-        [B, max(lengths)], true where hidden, false beyond a row's length.
+        borders: [B, 2 K + 1] with K the largest number of spans, each row rising from 0 to its length: text from border
+            0 to 1, noise from 1 to 2, text from 2 to 3 and so on; a row with fewer spans ends in empty stretches.
+        num_spans: [B].
     """
     num_noise, num_spans = noise_counts(lengths, noise_density, mean_span_length)
     num_text = np.maximum(lengths, 2) - num_noise
     noise = random_compositions(num_noise, num_spans, random_keys(seed, Purpose.NOISE_LENGTHS, sample_ids))
     text = random_compositions(num_text, num_spans, random_keys(seed, Purpose.TEXT_LENGTHS, sample_ids))
-    ends = np.stack([text, noise], axis=2).reshape(len(lengths), -1).cumsum(axis=1)
-    width = int(lengths.max())
-    # Text turns into noise, or back, where a piece ends; the parity of the turns so far tells which it is.
-    turns = np.zeros((len(lengths), width + 1), np.uint8)
-    np.put_along_axis(turns, np.minimum(ends, width), 1, axis=1)
-    is_noise = np.bitwise_xor.accumulate(turns[:, :width], axis=1).view(np.bool_)
-    return is_noise & (np.arange(width) < lengths[:, None])
-
-
-def sentinels_for_spans(ids: NDArray, hidden: NDArray[np.bool_], keep: NDArray[np.bool_], sentinels: NDArray) -> Rows:
-    """Replace each hidden span by one sentinel: the first span by the first sentinel, and so on.
-
-    Args:
-        ids: [B, L] tokens.
-        hidden: [B, L], true inside the spans to replace.
-        keep: [B, L], true where a token stays as it is.
-        sentinels: [S] sentinel ids, `<extra_id_0>` first.
-    """
-    starts = hidden.copy()
-    starts[:, 1:] &= ~hidden[:, :-1]
-    span_numbers = starts.cumsum(axis=1)[starts] - 1
-    replaced = ids.astype(np.int64)
-    replaced[starts] = sentinels[span_numbers]
-    return kept(replaced, keep | starts)
+    borders = np.zeros((len(lengths), 2 * text.shape[1] + 1), np.int64)
+    np.cumsum(np.stack([text, noise], axis=2).reshape(len(lengths), -1), axis=1, out=borders[:, 1:])
+    return np.minimum(borders, lengths[:, None]), num_spans
 
 
 def span_corruption(
@@ -185,8 +166,8 @@ def span_corruption(
 ) -> tuple[Rows, Rows]:
     """Corrupt rows of text into inputs with holes and targets that fill them.
 
-    `text a b c d e` with `b` and `d e` hidden becomes the input `text a <0> c <1> </s>` and the target `<0> b <1> d
-    e </s>`.
+    `text a b c d e` with `b` and `d e` hidden becomes the input `text a <0> c <1> </s>` and the target
+    `<0> b <1> d e </s>`.
 
     Args:
         rows: B rows of tokens without end marks, each at most 65,536 long.
@@ -203,11 +184,19 @@ def span_corruption(
     Raises:
         DataError: more spans than sentinels.
     """
-    _, num_spans = noise_counts(rows.lengths, noise_density, mean_span_length)
-    check_sentinels(int(num_spans.max()), sentinels, f"Corrupting {int(rows.lengths.max())} tokens")
-    noise = span_noise_mask(rows.lengths, noise_density, mean_span_length, seed=seed, sample_ids=sample_ids)
-    ids, text = rows.ids[:, : noise.shape[1]], rows.valid[:, : noise.shape[1]] & ~noise
-    # The target is the same replacement seen from the other side: what was kept becomes sentinels.
-    inputs = sentinels_for_spans(ids, noise, text, sentinels)
-    targets = sentinels_for_spans(ids, text, noise, sentinels)
-    return with_last(inputs, eos_id), with_last(targets, eos_id)
+    borders, num_spans = span_borders(rows.lengths, noise_density, mean_span_length, seed=seed, sample_ids=sample_ids)
+    max_spans = borders.shape[1] // 2
+    check_sentinels(max_spans, sentinels, f"Corrupting {int(rows.lengths.max())} tokens")
+    # Both sides are stretches with a mark behind each, and the marks are the same: the sentinels, then the end mark. The
+    # input's last stretch is empty, and so is the target's first.
+    marks = np.where(np.arange(max_spans + 1) < num_spans[:, None], np.append(sentinels[:max_spans], eos_id), eos_id)
+    starts, lengths = borders[:, :-1], np.diff(borders, axis=1)
+    nothing = np.zeros((len(borders), 1), np.int64)
+    inputs, targets = (
+        marked_stretches(rows, np.concatenate(side_starts, 1), np.concatenate(side_lengths, 1), marks, num_spans + 1)
+        for side_starts, side_lengths in (
+            ((starts[:, 0::2], nothing), (lengths[:, 0::2], nothing)),
+            ((nothing, starts[:, 1::2]), (nothing, lengths[:, 1::2])),
+        )
+    )
+    return inputs, targets

@@ -143,6 +143,10 @@ class StreamSource(Source):
         self._next_sample = 0
         self.samples_per_epoch = None
 
+    def describe(self) -> str:
+        """What it holds, in half a line."""
+        return "a stream of text"
+
     def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Read, corrupt and pad the samples of these numbers.
 

@@ -17,6 +17,9 @@ from fivefold.data.rows import Rows
 from fivefold.errors import DataError
 
 INDEX_NAME = "index.json"
+TRAIN, VALIDATION, TOKENIZER = "train", "validation", "tokenizer"
+"""What a prepared folder holds: token shards to train on, the held-out ones, and the tokenizer that made them."""
+
 _FORMAT = 1
 
 

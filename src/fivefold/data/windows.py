@@ -36,6 +36,11 @@ class WindowSource(Source):
         # epoch.
         self.samples_per_epoch = max(-(-tokens.num_tokens * num_kinds // int(corruption.window_lengths.sum())), 1)
 
+    def describe(self) -> str:
+        """What it holds, in half a line."""
+        tokens = self._tokens
+        return f"{tokens.num_documents:,} documents, {tokens.num_tokens:,} tokens, {self.samples_per_epoch:,} samples"
+
     def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Read, corrupt and pad the samples of these numbers."""
         rows = self._tokens.windows(*self.places(sample_ids))

@@ -1,6 +1,7 @@
 """The curves of one or several runs as pictures: loss, learning rate, gradient norm and speed over the steps."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 # Readable on white, and told apart by colour-blind readers too (after Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 
-# A smoothed line averages about this many logged points.
-_SMOOTHING_POINTS = 20
+# For runs with Chinese, Japanese or Korean names, where one of these is installed.
+_CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei")
 
 
 @dataclass
@@ -68,17 +69,18 @@ def draw_curves(runs: list[RunLog], output_dir: Path) -> list[Path]:
     return pictures
 
 
-def smooth(values: list[float], points: int = _SMOOTHING_POINTS) -> list[float]:
-    """Exponential moving average over about `points` values, without the pull of its start.
+def smooth(values: list[float]) -> list[float]:
+    """Mean over a window around each point: a twentieth of the curve, at most 21 points, narrower near the start.
 
-    Each value is the weighted mean of all values so far, weights falling by 1 - 1/points a step back.
+    Centred, because an average over the past alone would draw a falling loss too high, above the held-out one. Only at
+    the end, where a curve is flat, does the window reach further back than forward.
     """
-    keep = 1 - 1 / points
-    total = weight = 0.0
+    widest = min(10, len(values) // 40)
     averages = []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        averages.append(total / weight)
+    for index in range(len(values)):
+        half_width = min(widest, index)
+        window = values[index - half_width : index + half_width + 1]
+        averages.append(sum(window) / len(window))
     return averages
 
 
@@ -86,40 +88,40 @@ def _draw_loss(runs: list[RunLog], path: Path) -> Path:
     figure, axes = _new_figure(9.0, 4.8)
     seen: list[float] = []
     for index, run in enumerate(runs):
-        colour = COLOURS[index % len(COLOURS)]
-        prefix = f"{_label(run)}: " if len(runs) > 1 else ""
+        colour = held_out_colour = COLOURS[index % len(COLOURS)]
+        prefix = f"{_label(run)}: "
         steps, losses = _points(run.train, "loss")
+        averages = smooth(losses)
+        if len(runs) == 1:
+            prefix, held_out_colour = "", COLOURS[1]
+            axes.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
         if steps:
-            averages = smooth(losses)
-            if len(runs) == 1:
-                axes.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
-            axes.plot(steps, averages, color=colour, alpha=0.75, linewidth=1.4, label=f"{prefix}training, smoothed")
-            seen += averages
+            axes.plot(steps, averages, color=colour, alpha=0.75, linewidth=1.3, label=f"{prefix}training, smoothed")
         eval_steps, eval_losses = _points(run.evaluations, "eval_loss")
         if eval_steps:
-            held_out = COLOURS[1] if len(runs) == 1 else colour
+            best = min(range(len(eval_losses)), key=eval_losses.__getitem__)
+            label = f"{prefix}held-out, best {eval_losses[best]:.3f}"
             marker = "o" if len(eval_steps) <= 40 else None
             axes.plot(
-                eval_steps, eval_losses, color=held_out, linewidth=2.0, marker=marker, markersize=4.5,
-                label=f"{prefix}held-out",
-            )  # fmt: skip
-            _mark_best(axes, eval_steps, eval_losses, held_out)
-            seen += eval_losses
+                eval_steps, eval_losses, color=held_out_colour, linewidth=2, marker=marker, markersize=4.5, label=label
+            )
+            axes.plot(eval_steps[best], eval_losses[best], "o", markersize=10, color=held_out_colour, fillstyle="none")
+        seen += averages + eval_losses
     axes.set_ylabel("loss (nats a token)")
     axes.set_title("Loss", loc="left", fontsize=13, fontweight="bold")
     if seen:
         # The raw losses of single batches may leave the frame: it belongs to the averages and the held-out points.
         margin = 0.06 * (max(seen) - min(seen)) or 0.1
-        axes.set_ylim(min(seen) - 2 * margin, max(seen) + margin)
+        axes.set_ylim(min(seen) - margin, max(seen) + margin)
         axes.legend(frameon=False)
     return _save(figure, path)
 
 
 def _draw_series(runs: list[RunLog], key: str, title: str, path: Path) -> Path:
-    figure, axes = _new_figure(6.0, 3.2)
+    figure, axes = _new_figure(4.6, 2.7)
     for index, run in enumerate(runs):
         steps, values = _points(run.train, key)
-        axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], linewidth=1.3, label=_label(run))
+        axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=_label(run))
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_ylim(bottom=0)
     if key == "tokens_per_second":
@@ -127,20 +129,6 @@ def _draw_series(runs: list[RunLog], key: str, title: str, path: Path) -> Path:
     if len(runs) > 1:
         axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)
-
-
-def _mark_best(axes: "Axes", steps: list[int], losses: list[float], colour: str) -> None:
-    best = min(range(len(losses)), key=losses.__getitem__)
-    axes.annotate(
-        f"{losses[best]:.3f}",
-        (steps[best], losses[best]),
-        textcoords="offset points",
-        xytext=(0, -14),
-        ha="center",
-        fontsize=9,
-        color=colour,
-        fontweight="bold",
-    )
 
 
 def _new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -160,8 +148,16 @@ def _new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def _save(figure: "Figure", path: Path) -> Path:
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
     fresh = path.with_name(f".{path.name}.writing")
-    figure.savefig(fresh, format="png")
+    with matplotlib.rc_context({"font.sans-serif": fonts}), warnings.catch_warnings():
+        # Where no font has a run's name, boxes in the legend are enough of a hint.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(fresh, format="png")
     fresh.replace(path)
     return path
 

@@ -19,7 +19,7 @@ main { max-width: 1060px; margin: 0 auto; padding: 36px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 2px; overflow-wrap: anywhere; }
 h2 { font-size: 17px; margin: 34px 0 12px; }
 .lead { color: var(--soft); margin: 0 0 22px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; }
 .card, figure, .table { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; }
 .card { padding: 14px 16px; }
 .card b { display: block; font-size: 22px; font-weight: 650; font-variant-numeric: tabular-nums; }
@@ -31,7 +31,7 @@ figure img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: 7px 16px; border-bottom: 1px solid var(--line); vertical-align: top;
          overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-tr:last-child th, tr:last-child td { border-bottom: 0; }
+tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
 th { font-weight: 500; color: var(--soft); white-space: nowrap; }
 thead th { color: var(--ink); font-weight: 650; white-space: normal; }
 tr.differs td { color: var(--accent); font-weight: 600; }

@@ -30,6 +30,7 @@ class T5Attention(nn.Module):
         super().__init__()
         inner_dim = config.num_heads * config.d_kv
         self.q = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.q.init_gain = config.d_kv**-0.5  # type: ignore[assignment] # in place of 1/sqrt(d_kv) on the scores
         self.k = nn.Linear(config.d_model, inner_dim, bias=False)
         self.v = nn.Linear(config.d_model, inner_dim, bias=False)
         self.o = nn.Linear(inner_dim, config.d_model, bias=False)
@@ -228,30 +229,21 @@ class T5PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh weights as T5X draws them; no factor 1/sqrt(d) appears at run time, so it is in q's deviation here.
+        """Fresh weights as T5X draws them: deviation 1/sqrt(inputs) for every projection, the output layer included.
 
-        Source: t5x, examples/t5/layers.py. The output layer has deviation d_model**-0.5: with 1.0, as transformers
-        had it, a new model starts at ten times the loss of guessing.
+        Source: t5x, examples/t5/layers.py. With deviation 1 in the output layer, as transformers had it, a new model
+        starts at ten times the loss of guessing.
         """
-        config, factor = self.config, self.config.initializer_factor
-        if isinstance(module, nn.Embedding) and not isinstance(module, RelativePositionBias):
-            init.normal_(module.weight, std=factor)
-        elif isinstance(module, RelativePositionBias):
+        factor = self.config.initializer_factor
+        if isinstance(module, RelativePositionBias):
             bound = factor * (6 / sum(module.weight.shape)) ** 0.5
             init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=factor)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=factor * module.in_features**-0.5 * getattr(module, "init_gain", 1.0))
         elif isinstance(module, RMSNorm):
             init.constant_(module.weight, factor)
-        elif isinstance(module, T5Attention):
-            init.normal_(module.q.weight, std=factor * (config.d_model * config.d_kv) ** -0.5)
-            for projection in (module.k, module.v):
-                init.normal_(projection.weight, std=factor * config.d_model**-0.5)
-            init.normal_(module.o.weight, std=factor * (config.num_heads * config.d_kv) ** -0.5)
-        elif isinstance(module, FeedForward):
-            for name, projection in module.named_children():
-                fan_in = config.d_ff if name == "wo" else config.d_model
-                init.normal_(projection.weight, std=factor * fan_in**-0.5)
-        elif module is getattr(self, "lm_head", None) and not config.tie_word_embeddings:
-            init.normal_(module.weight, std=factor * config.d_model**-0.5)
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of token vectors that both sides share."""

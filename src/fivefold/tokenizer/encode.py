@@ -1,10 +1,13 @@
 """Corpus text to token ids: plain text only, nothing added, in fast batches."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fivefold.tokenizer.special_tokens import sentinel_ids, sentinel_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +30,18 @@ class CorpusEncoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
+        # T5's and mT5's own tokenizers also hold these names as ordinary pieces: there they are broken with a space.
+        sentinels = sentinel_ids(tokenizer)
+        ids = {*tokenizer.all_special_ids, *sentinels.tolist()}.difference([tokenizer.unk_token_id])
+        names = [*tokenizer.all_special_tokens, *map(sentinel_name, range(len(sentinels)))]
+        pieces = [name for name in names if ids.intersection(self._ids([f"a {name}"])[0])]
+        self._names = re.compile("|".join(map(re.escape, sorted(set(pieces))))) if pieces else None
 
     def __call__(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The ids of each text, without `</s>`."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        if self._names:
+            texts = [self._names.sub(lambda name: f"{name[0][:-1]} {name[0][-1]}", text) for text in texts]
+        return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]

@@ -25,16 +25,21 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    is_local = folder.is_dir()
+    if is_local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise DataError(f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)} in it.")
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else str(name_or_path))
+        return AutoTokenizer.from_pretrained(str(folder if is_local else name_or_path))
     except Exception as error:  # the library raises whatever a broken file or a missing network leads to
-        kind = (
-            "the tokenizer in" if folder.is_dir() else "no folder has the name of, and the Hub gives no tokenizer for,"
-        )
-        lines = str(error).strip().splitlines() or [""]
-        raise DataError(f"{kind} {name_or_path} ({type(error).__name__}: {lines[0]}): ...") from error
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        if not is_local:
+            raise DataError(
+                f"{str(name_or_path)!r} is no local folder, and as a Hub tokenizer it cannot be opened ({reason}): "
+                "check the spelling and the network."
+            ) from error
+        if not (folder / "tokenizer.json").is_file():
+            reason += "; such a folder needs the extra fivefold[sentencepiece]"
+        raise DataError(f"the tokenizer in {folder} cannot be opened ({reason}): make or fetch it again.") from error
 
 
 def check_fits(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
@@ -50,8 +55,8 @@ def check_fits(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
     highest = max(tokenizer.get_vocab().values())
     if highest >= vocab_size:
         raise DataError(
-            f"the tokenizer has ids up to {highest}, but the model's vocabulary has {vocab_size} entries: use the tokenizer "
-            f"that the model was made with, or a model with vocab_size {highest + 1} or more."
+            f"the tokenizer has ids up to {highest}, but the model's vocabulary has {vocab_size} entries: use the "
+            f"tokenizer that the model was made with, or a model with vocab_size {highest + 1} or more."
         )
 
 

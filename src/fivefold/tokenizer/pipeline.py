@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 SPACE_MARK = "\u2581"
 ESCAPE = "\ufdd0"
 ESCAPED = {ESCAPE: ESCAPE + "\ufdd1", SPACE_MARK: ESCAPE + "\ufdd2"}
-"""Noncharacters, which no text in interchange holds, and what stands for each character that must not be taken for its own."""
+"""What stands for a character that has another meaning here: noncharacters, which text in interchange never holds."""
 
 
 def build_normalizer() -> normalizers.Normalizer:

@@ -26,7 +26,7 @@ def draw_sample(texts: Iterable[str], *, sample_characters: int, read_characters
     """Keep each chunk of a stream with the same probability, the highest that the budget allows.
 
     Every chunk draws a number in [0, 1) and the smallest draws stay: the limit below which a draw is kept falls as the
-    stream goes on, and what lies above it is given up again. Memory is that of the budget, whatever the stream's length.
+    stream goes on, and what lies above it is given up again. Memory follows the budget, not the length of the stream.
 
     Args:
         texts: documents.

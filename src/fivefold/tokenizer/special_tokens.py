@@ -33,7 +33,7 @@ def sentinel_ids(tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.int64]:
         tokenizer: any tokenizer; the size of a model's vocabulary, which may be padded, plays no part.
 
     Returns:
-        [number of sentinels] ids in the order of the numbers, empty if there are none; the first missing number ends it.
+        [number of sentinels] ids in the order of the numbers, up to the first number that is missing.
     """
     found = {int(match[1]): id_ for token, id_ in tokenizer.get_vocab().items() if (match := SENTINEL.fullmatch(token))}
     ids: list[int] = []

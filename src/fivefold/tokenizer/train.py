@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 LONGEST_PIECE_CHARACTERS = 16
 FEWEST_PIECES = 64
-# In a small vocabulary, single characters may take this much; the rest is for pieces of several characters.
-LARGEST_ALPHABET_FRACTION = 0.75
+# Of a small vocabulary, single characters may take this much. Tokens a character on held-out Chinese reviews, with 1/2,
+# 3/4 and all: vocabulary 2,000 0.93, 0.90, 1.04; 4,000 0.75, 0.78, 1.01; from 8,000 on it hardly matters.
+LARGEST_ALPHABET_FRACTION = 2 / 3
 SCORE_DIGITS = 6
 # The unigram trainer gives characters that it had dropped scores in this distance from each other.
 DROPPED_SCORE_STEP = 1e-4
@@ -51,8 +52,8 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> Traine
     holds no more pieces. The same texts and settings give the same tokenizer, to the byte.
 
     Source: Sennrich et al. 2016 (BPE); Kudo 2018 (unigram); Raffel et al. 2020, section 3.1.4 (sentinels).
-    Differs: characters without a piece are spelled in bytes instead of becoming `<unk>`, so decoding gives back the NFKC
-        form of any text exactly.
+    Differs: characters without a piece are spelled in bytes instead of becoming `<unk>`, so decoding gives back the
+        NFKC form of any text exactly.
 
     Args:
         texts: documents, read once.
@@ -100,8 +101,8 @@ def count_learned_pieces(settings: TokenizerSettings) -> int:
     fixed = len(LEADING_TOKENS) + len(appended)
     if settings.vocab_size < fixed + FEWEST_PIECES:
         raise ConfigError(
-            f"--vocab_size is {settings.vocab_size}, but special tokens, bytes and sentinels alone take {fixed}: expected "
-            f"at least {fixed + FEWEST_PIECES}."
+            f"--vocab_size is {settings.vocab_size}, but special tokens, bytes and sentinels alone take {fixed}: "
+            f"expected at least {fixed + FEWEST_PIECES}."
         )
     return settings.vocab_size - fixed
 
@@ -171,8 +172,8 @@ def run_trainer(chunks: Iterable[str], num_pieces: int, algorithm: str) -> dict[
 def order_scores(scores: dict[str, float], characters: list[str]) -> list[tuple[str, float]]:
     """Unigram pieces from the likeliest to the least likely, freed of what differs from run to run.
 
-    The trainer drops characters that longer pieces make needless, and takes them back at the end with the lowest scores,
-    in random order: here they come in the order of their frequency. The rest differs in the last digits of a sum.
+    The trainer drops characters that longer pieces make needless, and takes them back at the end with the lowest
+    scores, in random order: here they come in the order of their frequency. Other scores differ in their last digits.
 
     Args:
         scores: log probability of each piece.

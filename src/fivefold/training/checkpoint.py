@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -155,8 +156,10 @@ def load_training_state(folder: Path, optimizer: torch.optim.Optimizer, grad_sca
     try:
         loop = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
         states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"The training state in {folder} cannot be read: {_one_line(error)}.") from error
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"loop.json and optimizer.pt in {folder} cannot be read: missing, damaged or not fivefold's."
+        ) from error
     _load_optimizer(folder, optimizer, states)
     if grad_scaler is not None:
         if "grad_scaler" not in states:

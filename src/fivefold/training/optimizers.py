@@ -74,8 +74,8 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def parameter_rms(param: Tensor, floor: float = RMS_FLOOR) -> Tensor:
-    """Root mean square of a tensor, at least `floor`: a float32 scalar on its device (nothing waits for it)."""
-    norm = torch.linalg.vector_norm(param.detach(), dtype=torch.float32)
+    """Root mean square of a tensor, at least `floor`: a scalar on its device, of float32 at least."""
+    norm = torch.linalg.vector_norm(param.detach(), dtype=torch.promote_types(param.dtype, torch.float32))
     return (norm / math.sqrt(param.numel())).clamp_min(floor)
 
 
@@ -107,7 +107,7 @@ def adamw_scaled_update(
     Args:
         param, grad, exp_avg (m), exp_avg_sq (v): tensors of one shape; all but grad are changed.
         step: float32 scalar t, counted up here.
-        scale: float32 scalar on the parameter's device.
+        scale: scalar tensor on the parameter's device.
         lr, beta1, beta2, eps, weight_decay: as in AdamW.
     """
     if weight_decay != 0:

@@ -1,5 +1,6 @@
 """What a run tells while it runs: log.jsonl, TensorBoard, Weights & Biases on request, and a progress bar on stderr."""
 
+import errno
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -68,14 +69,15 @@ class Telemetry:
             raise ConfigError(f"output_dir {run_dir} cannot be made: {error.strerror}.") from error
         self._wandb = _start_wandb(run_dir, settings, run_settings, start_step) if settings.use_wandb else None
         kept = cut_log(run_dir / LOG_NAME, start_step)
-        (run_dir / HARDWARE_NAME).write_text(json.dumps(describe_hardware(), indent=1), encoding="utf-8")
+        _write_whole(run_dir / HARDWARE_NAME, json.dumps(describe_hardware(), indent=1))
 
         from torch.utils.tensorboard import SummaryWriter
 
         # Events of the killed run beyond the checkpoint are hidden, and all of them where a run starts anew.
         purge_step = start_step + 1 if start_step else 0
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step, flush_secs=30)
-        self._log = (run_dir / LOG_NAME).open("a", encoding="utf-8")
+        # Unbuffered: a line goes out whole in one write, and on a full disk nothing waits to fail again at closing.
+        self._log = (run_dir / LOG_NAME).open("ab", buffering=0)
         self._progress = _Progress(total_steps, start_step)
         self._tokens_seen = tokens_seen
         self._seconds_before = max((line["seconds"] for line in kept), default=0.0)
@@ -154,7 +156,8 @@ class Telemetry:
             return
         self._progress.close()
         self._log.close()
-        self._tensorboard.close()
+        with suppress(OSError):  # a full disk costs the last events, which are in the log as well
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -165,8 +168,9 @@ class Telemetry:
         finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         tagged = {f"{phase}/{name.removeprefix('eval_')}": value for name, value in finite.items() if value is not None}
         try:
-            self._log.write(json.dumps({"step": step, **finite}) + "\n")
-            self._log.flush()
+            line = json.dumps({"step": step, **finite}).encode() + b"\n"
+            if self._log.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for tag, value in tagged.items():
                 self._tensorboard.add_scalar(tag, value, step)
         except OSError as error:
@@ -257,10 +261,14 @@ def cut_log(path: Path, start_step: int) -> list[dict[str, Any]]:
     lines = read_log_lines(path) if start_step and path.exists() else []
     kept = [line for line in lines if line["step"] <= start_step]
     if path.exists():
-        fresh = path.with_name(f".{path.name}.writing")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        fresh.replace(path)
+        _write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
+
+
+def _write_whole(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.writing")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def peak_memory_bytes() -> int:

@@ -1,12 +1,13 @@
 """What happens to documents before they are tokens on disk: held out or not, shuffled, written whole or not at all."""
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fivefold.data.document_shuffle import shuffled
+from fivefold.data.document_shuffle import DocumentShuffle
 from fivefold.data.held_out import is_held_out, text_digest
 from fivefold.data.whole_folder import whole_folder
 from fivefold.errors import DataError
@@ -30,37 +31,35 @@ def test_any_text_has_a_digest() -> None:
     assert len({text_digest(text) for text in ("", "a", "b", "\U0001f600", "\ud83d", "\u4f60\u597d")}) == 6
 
 
+def shuffled(documents: Iterable[np.ndarray], buffer_tokens: int, seed: int) -> list[int]:
+    written: list[int] = []
+    shuffle = DocumentShuffle(lambda document: written.append(int(document[0])), buffer_tokens, seed)
+    for document in documents:
+        shuffle.add(document)
+    shuffle.finish()
+    return written
+
+
 @pytest.mark.parametrize("buffer_tokens", [1, 50, 10_000])
 def test_shuffling_loses_nothing_and_follows_the_seed(buffer_tokens: int) -> None:
     documents = [np.full(1 + number % 7, number) for number in range(300)]
-
-    def order(seed: int) -> list[int]:
-        return [int(document[0]) for document in shuffled(iter(documents), buffer_tokens, seed)]
-
-    assert sorted(order(0)) == list(range(300))
-    assert order(0) == order(0)
+    order = shuffled(documents, buffer_tokens, 0)
+    assert sorted(order) == list(range(300))
+    assert shuffled(documents, buffer_tokens, 0) == order
     if buffer_tokens > 7:
-        assert order(0) != order(1)
-        assert order(0) != list(range(300))
+        assert shuffled(documents, buffer_tokens, 1) != order != list(range(300))
 
 
 def test_no_buffer_keeps_the_order() -> None:
-    documents = [np.array([number]) for number in range(20)]
-    assert [int(document[0]) for document in shuffled(documents, 0, 0)] == list(range(20))
+    assert shuffled((np.array([number]) for number in range(20)), 0, 0) == list(range(20))
 
 
 def test_the_buffer_bounds_what_is_held() -> None:
-    num_read = 0
-
-    def documents():
-        nonlocal num_read
-        for _ in range(1000):
-            num_read += 1
-            yield np.zeros(10, np.int64)
-
-    for num_given, _ in enumerate(shuffled(documents(), 200, 0), start=1):
-        if num_read < 1000:
-            assert num_read - num_given <= 20
+    written: list[np.ndarray] = []
+    shuffle = DocumentShuffle(written.append, 200, 0)
+    for number in range(1, 1000):
+        shuffle.add(np.zeros(10, np.int64))
+        assert number - len(written) <= 20
 
 
 def test_a_whole_folder_appears_at_the_end(tmp_path: Path) -> None:

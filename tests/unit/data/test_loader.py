@@ -24,6 +24,9 @@ class Numbers(Source):
     def __init__(self, fail_at: int | None = None):
         self.fail_at, self.last = fail_at, -1
 
+    def describe(self) -> str:
+        return "numbers"
+
     def batch(self, sample_ids: np.ndarray) -> dict[str, np.ndarray]:
         self.last = int(sample_ids[-1])
         if self.fail_at is not None and self.last >= self.fail_at:
@@ -106,6 +109,8 @@ from fivefold.data.source import Source
 
 class Numbers(Source):
     samples_per_epoch = None
+    def describe(self):
+        return "numbers"
     def batch(self, sample_ids):
         return {"input_ids": sample_ids[:, None]}
 

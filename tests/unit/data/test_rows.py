@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fivefold.data.rows import Rows, kept, ragged_rows, seq2seq_batch, with_first, with_last
+from fivefold.data.rows import Rows, marked_stretches, ragged_rows, seq2seq_batch, with_first, with_last
 
 
 def rows_of(*lists: list[int]) -> Rows:
@@ -17,10 +17,12 @@ def as_lists(rows: Rows) -> list[list[int]]:
     return [ids[:length].tolist() for ids, length in zip(rows.ids, rows.lengths, strict=True)]
 
 
-def test_kept_tokens_move_to_the_left() -> None:
-    ids = np.arange(12).reshape(3, 4)
-    keep = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
-    assert as_lists(kept(ids, keep)) == [[0, 2], [], [8, 9, 10, 11]]
+def test_stretches_are_lined_up_with_their_marks() -> None:
+    rows = rows_of([10, 11, 12, 13], [20, 21], [30, 31, 32, 33])
+    starts, lengths = np.array([[3, 0], [0, 77], [1, 4]]), np.array([[1, 2], [0, 0], [3, 0]])
+    marks = np.array([[-1, -2], [-3, -4], [-5, -6]])
+    made = marked_stretches(rows, starts, lengths, marks, np.array([2, 1, 2]))
+    assert as_lists(made) == [[13, -1, 10, 11, -2], [-3], [31, 32, 33, -5, -6]]
 
 
 def test_tokens_before_and_behind() -> None:

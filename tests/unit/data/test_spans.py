@@ -9,7 +9,7 @@ import pytest
 
 from fivefold.data.random_bits import Purpose, random_keys
 from fivefold.data.rows import Rows
-from fivefold.data.spans import noise_counts, random_compositions, raw_lengths, span_corruption, span_noise_mask
+from fivefold.data.spans import noise_counts, random_compositions, raw_lengths, span_borders, span_corruption
 from fivefold.errors import ConfigError, DataError
 
 
@@ -94,13 +94,15 @@ def test_compositions_of_ragged_rows_equal_those_of_single_rows() -> None:
 @pytest.mark.parametrize(("density", "span"), [(0.15, 3.0), (0.5, 3.0), (0.5, 64.0), (0.15, 1.0), (0.25, float("inf"))])
 def test_noise_has_the_asked_density_and_shape(density: float, span: float) -> None:
     lengths = np.full(64, 512)
-    mask = span_noise_mask(lengths, density, span, seed=0, sample_ids=np.arange(64))
+    borders, num_spans = span_borders(lengths, density, span, seed=0, sample_ids=np.arange(64))
+    stretches = np.diff(borders, axis=1)
+    assert (borders[:, 0] == 0).all()
+    assert (borders[:, -1] == 512).all()
+    assert (stretches > 0).all(), "text first, noise last, and no empty stretch"
     # Exact, not on average: rounding to whole tokens is all that separates it from the density.
-    assert mask.mean() == round(512 * density) / 512
-    assert not mask[:, 0].any()
-    assert mask[:, -1].all()
-    num_starts = (mask[:, 1:] & ~mask[:, :-1]).sum(axis=1)
-    assert (num_starts == noise_counts(512, density, span)[1]).all()
+    assert (stretches[:, 1::2].sum(axis=1) == round(512 * density)).all()
+    assert (num_spans == noise_counts(512, density, span)[1]).all()
+    assert stretches.shape[1] == 2 * num_spans[0]
 
 
 def test_distribution_equals_the_slow_reference(slow_corruption, sentinels) -> None:
@@ -149,10 +151,10 @@ def test_a_sample_does_not_depend_on_its_batch(sentinels) -> None:
 
 def test_seed_and_sample_number_change_the_noise() -> None:
     lengths = np.full(2, 568)
-    masks = span_noise_mask(lengths, 0.15, 3.0, seed=0, sample_ids=np.arange(2))
-    other = span_noise_mask(lengths, 0.15, 3.0, seed=1, sample_ids=np.arange(2))
-    assert (masks[0] != masks[1]).any()
-    assert (masks != other).any(axis=1).all()
+    borders, _ = span_borders(lengths, 0.15, 3.0, seed=0, sample_ids=np.arange(2))
+    other, _ = span_borders(lengths, 0.15, 3.0, seed=1, sample_ids=np.arange(2))
+    assert (borders[0] != borders[1]).any()
+    assert (borders != other).any(axis=1).all()
 
 
 def test_worked_example(sentinels) -> None:

@@ -1,7 +1,10 @@
-"""Kill a checkpoint writer before each line it runs, and check what it leaves; prints a JSON report.
+"""Kill a checkpoint writer before a line it runs, at many lines, and check what it leaves; prints a JSON report.
+
+    python kill_writer.py FOLDER [TRIALS]      without TRIALS: every line (a minute)
 
 Every trial is a forked child that saves steps 1, 2, 2 again and 3, pruning to one checkpoint after each, and sends
-itself SIGKILL at one chosen line event. The parent then does what a resumed run does, and checks that
+itself SIGKILL before one line of checkpoint.py, shutil or its own writing, drawn by a seeded clock. The parent then
+does what a resumed run does, and checks that
 
 - the newest checkpoint is complete and no older than what was finished before the kill,
 - `last` and, once step 1 was there, `best` lead to complete checkpoints,
@@ -10,6 +13,7 @@ itself SIGKILL at one chosen line event. The parent then does what a resumed run
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -88,10 +92,11 @@ def check(run_dir: Path, finished: int) -> str | None:
     return f"left behind: {hidden}" if hidden else None
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, trials: int | None = None) -> None:
     total = run_child(folder / "whole", folder / "whole-progress", None)
+    moments = range(total) if trials is None else sorted(random.Random(0).sample(range(total), trials))
     failures, half_written = [], 0
-    for kill_at in range(total):
+    for kill_at in moments:
         run_dir, progress = folder / "run", folder / "progress"
         progress.write_text("0")
         child = os.fork()
@@ -106,8 +111,10 @@ def main(folder: Path) -> None:
         if problem:
             failures.append(f"{kill_at}: {problem}")
         shutil.rmtree(run_dir, ignore_errors=True)
-    print(json.dumps({"kills": total, "kills_with_a_half_written_folder": half_written, "failures": failures[:20]}))
+    print(
+        json.dumps({"kills": len(moments), "kills_with_a_half_written_folder": half_written, "failures": failures[:20]})
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -49,9 +49,7 @@ def test_cosine_is_transformers_cosine(warmup, min_lr_ratio):
 @pytest.mark.parametrize("warmup", [0, 17])
 def test_linear_is_transformers_linear(warmup):
     ours = factors(scheduler="linear", warmup_steps=warmup, min_lr_ratio=0.0)
-    theirs = reference_factors(
-        get_linear_schedule_with_warmup, num_warmup_steps=warmup, num_training_steps=TOTAL
-    )
+    theirs = reference_factors(get_linear_schedule_with_warmup, num_warmup_steps=warmup, num_training_steps=TOTAL)
     assert ours == pytest.approx(theirs, abs=1e-12)
 
 

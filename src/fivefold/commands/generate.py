@@ -1,0 +1,150 @@
+"""Generate text from text; a blank written ___ in an input is filled in."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fivefold.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from fivefold.t5.model import T5Model
+
+
+@dataclass
+class GenerateSettings:
+    """What to generate from, and with which model."""
+
+    model: str
+    """Folder or Hub id of a model with its tokenizer, such as RUN/final or RUN/last."""
+    text: list[str] = field(default_factory=list)
+    """Inputs; without --text and --input_file they are read from standard input, one a line."""
+    input_file: str | None = None
+    """Text file with one input a line."""
+    output_file: str | None = None
+    """Write JSON lines of input and output here instead of printing the outputs."""
+    batch_size: int = 8
+    """Inputs generated from together."""
+
+
+@dataclass
+class DecodingSettings:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = 64
+    """Most tokens of an output."""
+    num_beams: int = 1
+    """Beams of the search; 1 is greedy, or sampling."""
+    do_sample: bool = False
+    """Draw tokens instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Divides the logits before drawing; needs --do_sample."""
+    top_k: int = 0
+    """Draw only from this many likeliest tokens; 0 for all; needs --do_sample."""
+    top_p: float = 1.0
+    """Draw only from the likeliest tokens that together have this probability; needs --do_sample."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that stand already; 1 for none."""
+    no_repeat_ngram_size: int = 0
+    """Never write the same run of this many tokens twice; 0 for no such rule."""
+    seed: int = 0
+    """Seed of the drawing."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ConfigError("--max_new_tokens and --num_beams must be at least 1.")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ConfigError("--temperature must be above 0, --top_p in (0, 1] and --top_k at least 0.")
+        if not self.do_sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
+            raise ConfigError("--temperature, --top_k and --top_p change how tokens are drawn: add --do_sample.")
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `generate()`."""
+        sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": self.do_sample,
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            **(sampling if self.do_sample else {}),
+        }
+
+
+def run(settings: GenerateSettings, decoding: DecodingSettings, *, dry_run: bool) -> None:
+    """Generate for every input, in order."""
+    inputs = _read_inputs(settings)
+    if settings.batch_size < 1:
+        raise ConfigError(f"--batch_size is {settings.batch_size}; it must be at least 1.")
+
+    import torch
+
+    from fivefold.t5.model import T5Model
+    from fivefold.tokenizer.load import check_fits, load_tokenizer
+
+    model = T5Model.from_pretrained(settings.model, dtype=torch.float32)
+    tokenizer = load_tokenizer(settings.model)
+    check_fits(tokenizer, model.config.vocab_size)
+    if dry_run:
+        print(f"{len(inputs)} inputs for {settings.model}, {model.num_parameters():,} parameters")
+        return
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    torch.manual_seed(decoding.seed)
+    results = _generate(model, tokenizer, inputs, settings.batch_size, decoding.arguments())
+    if settings.output_file is None:
+        for result in results:
+            print(result["output"], flush=True)
+        return
+    target = Path(settings.output_file)
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    partial.replace(target)
+
+
+def _read_inputs(settings: GenerateSettings) -> list[str]:
+    if settings.text and settings.input_file:
+        raise ConfigError("Inputs were given by --text and by --input_file; give one of them.")
+    if settings.text:
+        inputs = settings.text
+    elif settings.input_file:
+        file = Path(settings.input_file)
+        if not file.is_file():
+            raise DataError(f"--input_file {file}: there is no such file.")
+        inputs = file.read_text(encoding="utf-8").splitlines()
+    else:
+        inputs = sys.stdin.read().splitlines()
+    if not any(line.strip() for line in inputs):
+        raise DataError("There is no input text; give some with --text, --input_file or on standard input.")
+    return inputs
+
+
+def _generate(
+    model: "T5Model", tokenizer: "PreTrainedTokenizerBase", inputs: list[str], batch_size: int, arguments: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    from fivefold.t5.fill_blanks import fill_blanks, fill_in, has_blanks, untrained_ids
+
+    for start in range(0, len(inputs), batch_size):
+        texts = inputs[start : start + batch_size]
+        results: list[dict[str, Any]] = [{"input": text} for text in texts]
+        blanked = [result for result in results if has_blanks(result["input"])]
+        plain = [result for result in results if not has_blanks(result["input"])]
+        if blanked:
+            fillings = fill_blanks(model, tokenizer, [result["input"] for result in blanked], **arguments)
+            for result, words in zip(blanked, fillings, strict=True):
+                result.update(output=fill_in(result["input"], words), blanks=words)
+        if plain:
+            batch = tokenizer([result["input"] for result in plain], padding=True, return_tensors="pt").to(model.device)
+            tokens = model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                suppress_tokens=untrained_ids(model, tokenizer) or None,
+                **arguments,
+            )
+            for result, row in zip(plain, tokens, strict=True):
+                result["output"] = tokenizer.decode(row, skip_special_tokens=True)
+        yield from results

@@ -1,0 +1,196 @@
+"""From settings to sources: what to train on and what to measure on."""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from numpy.typing import NDArray
+
+from fivefold.corpus.read import open_corpus
+from fivefold.corpus.settings import CorpusSettings
+from fivefold.data.corruption import build_corruption, special_id
+from fivefold.data.held_out import hold_out
+from fivefold.data.pairs import PairSource
+from fivefold.data.settings import DataSettings, ObjectiveSettings
+from fivefold.data.source import Source
+from fivefold.data.stream import Record, StreamSource, TokenStream
+from fivefold.data.tokens import INDEX_NAME, TOKENIZER, TRAIN, VALIDATION, TokenIndex, TokenShards
+from fivefold.data.windows import WindowSource
+from fivefold.errors import ConfigError, DataError
+from fivefold.tokenizer.encode import CorpusEncoder
+from fivefold.tokenizer.load import load_tokenizer, tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EVALUATION_SEED = 0x5EED
+"""Held-out data always get the same noise, whatever the run's seed, so that the losses of different runs compare."""
+
+_RECORDS_PER_BATCH = 1000
+
+
+def open_tokenizer(corpus: CorpusSettings, data: DataSettings) -> "PreTrainedTokenizerBase":
+    """The tokenizer that `--tokenizer` names, else the one that a prepared folder brings.
+
+    Raises:
+        ConfigError: neither is there.
+        DataError: it cannot be read, or it is not the one that made the tokens.
+    """
+    folder = prepared_folder(corpus)
+    if folder is None:
+        if data.tokenizer is None:
+            raise ConfigError(
+                "--tokenizer is missing: text needs one (only folders made by `fivefold prepare` bring it)."
+            )
+        return load_tokenizer(data.tokenizer)
+    tokenizer = load_tokenizer(data.tokenizer or folder / TOKENIZER)
+    if tokenizer_fingerprint(tokenizer) != TokenIndex.load(folder / TRAIN).tokenizer_fingerprint:
+        raise DataError(
+            f"{folder} was prepared with another tokenizer than {data.tokenizer or folder / TOKENIZER}; leave "
+            "--tokenizer out to use the one in the folder, or prepare the text again."
+        )
+    return tokenizer
+
+
+def build_sources(
+    corpus: CorpusSettings,
+    data: DataSettings,
+    objective: ObjectiveSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+) -> tuple[Source, Source | None]:
+    """Open what to train on and what to measure the held-out loss on.
+
+    Text whose equal is held out is never trained on, except where training tokens and validation text were prepared apart.
+
+    Args:
+        corpus: a prepared folder, or raw text or records.
+        data: how they become training data.
+        objective: what becomes of them.
+        tokenizer: from `open_tokenizer`.
+        seed: the run's seed.
+
+    Returns:
+        The training source, and the validation source (`samples_per_epoch` samples, always with the same noise), which is
+        None where nothing is held out.
+
+    Raises:
+        ConfigError, DataError: settings or data that do not work.
+    """
+    folder = prepared_folder(corpus)
+    for name in data.validation_data:
+        if _is_prepared(Path(name).expanduser()):
+            raise ConfigError(f"--validation_data names {name}, which is prepared; give text, or use it as --data.")
+    if objective.objective == "seq2seq":
+        if folder:
+            raise ConfigError(f"--objective seq2seq needs prompts and responses, but {folder} holds prepared text.")
+        _refuse_unused(data, ("append_eos_to_documents", "shuffle_documents"), "--objective seq2seq")
+        return _pair_sources(corpus, data, objective, tokenizer, seed)
+    _refuse_unused(data, ("prompt_field", "response_field"), f"--objective {objective.objective}")
+    if folder:
+        unused = ("validation_frac", "shuffle_documents", *(() if data.validation_data else ("validation_documents",)))
+        _refuse_unused(data, unused, f"{folder}, which is prepared")
+    return _text_sources(folder, corpus, data, objective, tokenizer, seed)
+
+
+def prepared_folder(corpus: CorpusSettings) -> Path | None:
+    """The folder made by `fivefold prepare` that `--data` names, if it names one.
+
+    Raises:
+        ConfigError: it names something else besides.
+    """
+    folders = [path for name in corpus.data if _is_prepared(path := Path(name).expanduser())]
+    if folders and len(corpus.data) > 1:
+        raise ConfigError(f"--data names {folders[0]}, which is prepared, and more; prepare all of it in one folder.")
+    return folders[0] if folders else None
+
+
+def _is_prepared(folder: Path) -> bool:
+    return (folder / TRAIN / INDEX_NAME).is_file()
+
+
+def _refuse_unused(data: DataSettings, names: Iterable[str], what: str) -> None:
+    defaults = DataSettings()
+    changed = [name for name in names if getattr(data, name) != getattr(defaults, name)]
+    if changed:
+        raise ConfigError(f"{' and '.join(changed)} would change nothing with {what}; leave it out.")
+
+
+def _text_sources(
+    folder: Path | None,
+    corpus: CorpusSettings,
+    data: DataSettings,
+    objective: ObjectiveSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+) -> tuple[Source, Source | None]:
+    pad_id, eos_id = special_id(tokenizer, "pad_token"), special_id(tokenizer, "eos_token")
+    mark = eos_id if data.append_eos_to_documents else None
+    corruption = build_corruption(objective, tokenizer, seed)
+    encode, text_field = CorpusEncoder(tokenizer), corpus.text_field
+    validation_tokens = None
+    if folder and not data.validation_data:
+        may_train: Callable[[str], bool] = lambda text: True  # noqa: E731
+        if (folder / VALIDATION).is_dir():
+            validation_tokens = TokenShards.open(folder / VALIDATION, mark)
+    else:
+        held_out = hold_out(corpus, data, (text_field,))
+        may_train = held_out.may_train
+        if held_out.records:
+            documents = encode([record[text_field] for record in held_out.records])
+            validation_tokens = TokenShards.of_documents(documents, mark)
+
+    def encode_training(records: list[Record]) -> list[NDArray]:
+        texts = [record[text_field] for record in records]
+        return encode([text for text in texts if text.strip() and may_train(text)])
+
+    if folder:
+        training_tokens = TokenShards.open(folder / TRAIN, mark)
+        training: Source = WindowSource(training_tokens, corruption, pad_id=pad_id, seed=seed)
+    else:
+        block_size = data.shuffle_documents
+        stream = TokenStream(
+            open_corpus(corpus), encode_training, block_size=block_size, shuffle=block_size > 1, seed=seed, eos_id=mark
+        )
+        training = StreamSource(stream, corruption, pad_id=pad_id)
+    if validation_tokens is None:
+        return training, None
+    corruption = build_corruption(objective, tokenizer, EVALUATION_SEED)
+    return training, WindowSource(validation_tokens, corruption, pad_id=pad_id, seed=EVALUATION_SEED, shuffle=False)
+
+
+def _pair_sources(
+    corpus: CorpusSettings,
+    data: DataSettings,
+    objective: ObjectiveSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+) -> tuple[Source, Source | None]:
+    fields = (data.prompt_field, data.response_field)
+    held_out, encode = hold_out(corpus, data, fields), CorpusEncoder(tokenizer)
+    eos_id, pad_id = special_id(tokenizer, "eos_token"), special_id(tokenizer, "pad_token")
+
+    def pair_source(records: Iterable[Record], source_seed: int, shuffle: bool) -> PairSource:
+        sides: tuple[list[NDArray], list[NDArray]] = ([], [])
+        remaining = iter(records)
+        while batch := list(islice(remaining, _RECORDS_PER_BATCH)):
+            for side, name in zip(sides, fields, strict=True):
+                side.extend(encode([record[name] for record in batch]))
+        if not sides[0]:
+            raise DataError("There are no pairs to train on: everything is held out, or the data are empty.")
+        return PairSource(
+            *sides,
+            input_length=objective.input_length,
+            target_length=objective.target_length or objective.input_length,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            seed=source_seed,
+            shuffle=shuffle,
+        )
+
+    records = open_corpus(corpus, fields)
+    training = pair_source((record for record in records if held_out.may_train(record[fields[0]])), seed, shuffle=True)
+    if not held_out.records:
+        return training, None
+    return training, pair_source(held_out.records, EVALUATION_SEED, shuffle=False)

@@ -1,0 +1,145 @@
+"""Documents to token shards: read, hold out, tokenise, shuffle, write."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fivefold.corpus.read import Corpus, open_corpus
+from fivefold.corpus.settings import CorpusSettings
+from fivefold.data.document_shuffle import DocumentShuffle
+from fivefold.data.held_out import is_held_out, text_digest
+from fivefold.data.parallel_encoding import encoded
+from fivefold.data.settings import PrepareSettings
+from fivefold.data.token_writer import TokenWriter
+from fivefold.data.tokens import TRAIN, VALIDATION, TokenIndex
+from fivefold.errors import DataError
+from fivefold.tokenizer.encode import CorpusEncoder
+from fivefold.tokenizer.load import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEXTS_PER_BATCH = 1000
+
+Choose = Callable[[str], str | None]
+"""The split that a text belongs to; None to leave it out."""
+
+
+@dataclass
+class Prepared:
+    """What came of the documents."""
+
+    indexes: dict[str, TokenIndex] = field(default_factory=dict)
+    """By the name of the split."""
+    num_bad_lines: int = 0
+    num_blank: int = 0
+    num_left_out: int = 0
+    """Training documents left out because a validation document has the same text."""
+
+
+class SplitWriter:
+    """Shuffles the documents of one split into its folder and counts their characters."""
+
+    def __init__(self, folder: Path, settings: PrepareSettings, vocab_size: int):
+        """Make the folder."""
+        folder.mkdir()
+        self._writer = TokenWriter(folder, vocab_size, settings.tokens_per_shard)
+        self._shuffle = DocumentShuffle(self._writer.add, settings.shuffle_buffer_tokens, settings.seed)
+        self.add = self._shuffle.add
+        self.num_characters = 0
+
+    def finish(self, fingerprint: str, sources: list[str]) -> TokenIndex:
+        """Write what is still held, and the index."""
+        self._shuffle.finish()
+        return self._writer.finish(
+            num_characters=self.num_characters, tokenizer_fingerprint=fingerprint, sources=sources
+        )
+
+
+def prepare_tokens(
+    corpus: CorpusSettings,
+    settings: PrepareSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    show_progress: Callable[[int], None] = lambda num_documents: None,
+) -> Prepared:
+    """Fill `folder/train` and, unless nothing is held out, `folder/validation` with token shards.
+
+    Args:
+        corpus: where the text comes from.
+        settings: what to make of it; its tokenizer and output folder play no part here.
+        tokenizer: turns text into ids.
+        folder: an existing, empty folder.
+        show_progress: told how many documents more have been tokenised.
+
+    Raises:
+        DataError: bad data, nothing to train on, or nothing held out although a share was asked for.
+    """
+    prepared, encode = Prepared(), CorpusEncoder(tokenizer)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    sources = {TRAIN: corpus.data}
+    if settings.validation_data or settings.validation_frac:
+        sources[VALIDATION] = settings.validation_data or corpus.data
+    splits = {name: SplitWriter(folder / name, settings, vocab_size) for name in sources}
+
+    def write(reader: Corpus, text_field: str, choose: Choose) -> None:
+        batches = _batches(reader, text_field, prepared)
+        for texts, documents in encoded(batches, encode, settings.num_workers):
+            for text, document in zip(texts, documents, strict=True):
+                if (name := choose(text)) is None:
+                    prepared.num_left_out += 1
+                    continue
+                splits[name].add(document)
+                splits[name].num_characters += len(text)
+            show_progress(len(texts))
+        prepared.num_bad_lines += reader.state_dict()["bad_lines"]
+
+    choose: Choose
+    if settings.validation_data:
+        digests: set[int] = set()
+
+        def remember(text: str) -> str:
+            digests.add(text_digest(text))
+            return VALIDATION
+
+        validation = replace(corpus, data=settings.validation_data, data_split=settings.validation_split)
+        write(open_corpus(validation), corpus.text_field, remember)
+        choose = lambda text: None if text_digest(text) in digests else TRAIN  # noqa: E731
+    else:
+        choose = lambda text: VALIDATION if is_held_out(text, settings.validation_frac) else TRAIN  # noqa: E731
+    write(open_corpus(corpus), corpus.text_field, choose)
+
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    prepared.indexes = {name: split.finish(fingerprint, sources[name]) for name, split in splits.items()}
+    _check_not_empty(prepared, settings)
+    return prepared
+
+
+def _batches(reader: Corpus, text_field: str, prepared: Prepared) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for record in reader:
+        if not record[text_field].strip():
+            prepared.num_blank += 1
+            continue
+        batch.append(record[text_field])
+        if len(batch) == _TEXTS_PER_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _check_not_empty(prepared: Prepared, settings: PrepareSettings) -> None:
+    num_documents = sum(index.num_documents for index in prepared.indexes.values())
+    for name, index in prepared.indexes.items():
+        if index.num_tokens:
+            continue
+        if name == VALIDATION and not settings.validation_data:
+            raise DataError(
+                f"None of {num_documents:,} documents was held out by validation_frac {settings.validation_frac}; "
+                "give a larger share, --validation_data, or 0 to hold none out."
+            )
+        raise DataError(
+            f"There is no text for {name}: {num_documents:,} documents, {prepared.num_blank:,} blank records."
+        )

@@ -1,0 +1,165 @@
+"""The rules of flags and recipes, each as a user would meet it."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+
+from fivefold.errors import ConfigError
+from fivefold.flags import as_recipe, parse
+
+
+@dataclass
+class Reading:
+    """What to read."""
+
+    data: list[str]
+    """Files."""
+    fields: list[str] = field(default_factory=list)
+    """Names."""
+
+
+@dataclass
+class Learning:
+    """How to learn."""
+
+    lr: float = 1e-3
+    """Rate."""
+    num_training_steps: int = 10
+    """Steps."""
+    shape: Literal["round", "flat"] = "round"
+    """Shape."""
+    resume: bool = False
+    """Go on."""
+    note: str | None = None
+    """Text."""
+
+
+def run(reading: Reading, learning: Learning, *, dry_run: bool) -> None:
+    """Do nothing."""
+
+
+def read(*words):
+    invocation = parse("verb", run, list(words))
+    return invocation.settings["reading"], invocation.settings["learning"]
+
+
+def test_values_reach_their_dataclass():
+    reading, learning = read("--data", "a.txt", "b c.txt", "--lr", "5e-4", "--shape=flat", "--note", "12")
+    assert reading == Reading(["a.txt", "b c.txt"])
+    assert learning == Learning(lr=5e-4, shape="flat", note="12")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--resume"], True),
+        (["--resume", "true"], True),
+        (["--resume", "false"], False),
+        (["--no_resume"], False),
+        (["--no-resume"], False),
+        (["--resume=False"], False),
+        ([], False),
+    ],
+)
+def test_booleans(words, expected):
+    assert read("--data", "a", *words)[1].resume is expected
+
+
+def test_hyphens_and_the_names_of_other_projects():
+    _, learning = read("--data", "a", "--learning-rate", "0.5", "--max_steps", "3")
+    assert (learning.lr, learning.num_training_steps) == (0.5, 3)
+
+
+def test_negative_numbers_and_equals_signs_are_values():
+    reading, learning = read("--data=a=b", "--num_training_steps", "-3", "--note", "x=y")
+    assert (reading.data, learning.num_training_steps, learning.note) == (["a=b"], -3, "x=y")
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+@pytest.mark.parametrize("flag_first", [True, False])
+def test_an_explicit_flag_wins_over_the_recipe_wherever_it_stands(tmp_path, suffix, flag_first):
+    recipe = tmp_path / f"run.{suffix}"
+    values = {"data": ["x"], "learning_rate": 5e-4, "num-training-steps": 7, "resume": True}
+    recipe.write_text(json.dumps(values) if suffix == "json" else yaml.safe_dump(values))
+    words = [["--lr", "0.25"], ["--recipe", str(recipe)]]
+    reading, learning = read(*sum(words if flag_first else words[::-1], []))
+    assert reading.data == ["x"]
+    assert learning == Learning(lr=0.25, num_training_steps=7, resume=True)
+
+
+def test_numbers_like_5e_4_in_a_yaml_recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text("data: [x]\nlr: 5e-4\n")
+    assert read("--recipe", str(tmp_path / "r.yaml"))[1].lr == 5e-4
+
+
+def test_print_config_gives_a_recipe_that_reproduces_the_run(tmp_path):
+    words = ["--data", "第一", "b", "--lr", "1e-5", "--resume", "--shape", "flat"]
+    invocation = parse("verb", run, [*words, "--print_config"])
+    assert invocation.print_config
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(as_recipe(invocation.settings.values())))
+    assert parse("verb", run, ["--recipe", str(tmp_path / "r.yaml")]).settings == invocation.settings
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--num_trainin_steps", "3"], "did you mean --num_training_steps?"),
+        (["--dat", "x"], "did you mean --data?"),  # an abbreviation is not accepted, only named
+        (["--zzzz"], "see --help"),
+        (["--lr", "fast"], "--lr got 'fast'; it takes a number."),
+        (["--num_training_steps", "1.5"], "--num_training_steps got '1.5'; it takes a whole number."),
+        (["--shape", "square"], "--shape got 'square'; it takes one of round, flat."),
+        (["--resume", "maybe"], "it takes true or false"),
+        (["--lr"], "--lr got no value"),
+        (["--lr", "1", "2"], "it takes one"),
+        (["--lr", "1", "--learning_rate", "2"], "--lr and --learning_rate mean the same"),
+        (["word"], "Got 'word' where a flag was expected"),
+        (["--loro_attn_rank", "64"], "--loro_attn_rank is refused"),
+        (["--recipe", "missing.yaml"], "there is no such file"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, sentence):
+    with pytest.raises(ConfigError) as caught:
+        parse("verb", run, [*words, "--data", "x"] if words[0] != "--dat" else words)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_value_under_two_names_is_no_mistake():
+    assert read("--data", "a", "--lr", "0.5", "--learning_rate", "0.5")[1].lr == 0.5
+
+
+def test_a_required_flag_that_is_missing_is_named():
+    with pytest.raises(ConfigError, match="Missing --data"):
+        read("--lr", "1")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("lrr: 1", "did you mean --lr?"),
+        ("lr: 1\nlearning_rate: 2", "gives 'lr' twice"),
+        ("- 1", "holds a list"),
+        ("a: [", "not valid YAML"),
+        ("lr: fast", "--lr got 'fast'"),
+        ("dry_run: true", "only works as a flag"),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path, content, sentence):
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read("--data", "x", "--recipe", str(tmp_path / "r.yaml"))
+    assert sentence in str(caught.value)
+
+
+def test_words_before_the_first_flag_go_to_the_positional_field():
+    invocation = parse("verb", run, ["a", "b", "--lr", "2"], positional="data")
+    assert invocation.settings["reading"].data == ["a", "b"]
+
+
+def test_help_shows_every_flag_with_its_documentation():
+    text = parse("verb", run, ["--help"]).help_text
+    assert all(word in text for word in ("--data", "--num_training_steps", "Rate.", "--recipe", "--dry_run"))
