@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,12 @@ def real_t5(pytestconfig) -> Path:
     if not (folder / "flan_t5" / "tokenizer.json").is_file():
         subprocess.run([sys.executable, str(TESTS / "real_models.py"), str(folder), "flan_t5"], check=True)
     return folder / "flan_t5"
+
+
+@pytest.fixture(scope="session")
+def corpus_cache(pytestconfig) -> Iterator[Path]:
+    """The folder that keeps the catalogue's corpora, for the rest of the session; the user's own is left alone."""
+    home = pytestconfig.cache.mkdir("corpora")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield home / "fivefold" / "corpora"

@@ -3,6 +3,8 @@
 import difflib
 import errno
 import importlib
+import logging
+import os
 import sys
 
 VERBS = {
@@ -38,6 +40,9 @@ def _run(verb: str, words: list[str]) -> int:
     from fivefold.errors import FivefoldError
     from fivefold.flags import as_recipe, parse
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fivefold").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours says what goes on; a bar for each file would hide it
     module = importlib.import_module(f"fivefold.commands.{verb}")
     try:
         invocation = parse(verb, module.run, words, getattr(module, "POSITIONAL", None))

@@ -92,7 +92,7 @@ def run(settings: GenerateSettings, decoding: DecodingSettings, *, dry_run: bool
     if dry_run:
         print(f"{len(inputs)} inputs for {settings.model}, {model.num_parameters():,} parameters")
         return
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()  # type: ignore[arg-type]
     torch.manual_seed(decoding.seed)
     results = _generate(model, tokenizer, inputs, settings.batch_size, decoding.arguments())
     if settings.output_file is None:

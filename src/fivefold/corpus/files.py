@@ -25,6 +25,7 @@ READABLE = ", ".join(KINDS) + f" (text and JSON also with {' or '.join(COMPRESSI
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_BATCH_ROWS = 256
+FIRST_BYTES = 1 << 12
 JSON_CHUNK_CHARACTERS = 1 << 20
 # An item of a JSON list that is longer than this is taken for a broken file, so that memory stays bounded.
 JSON_ITEM_CHARACTERS = 1 << 26
@@ -151,10 +152,7 @@ class FileReader:
 
     def _holds_json_list(self) -> bool:
         with open_bytes(self.path) as stream:
-            for raw in stream:
-                if content := raw.removeprefix(BYTE_ORDER_MARK).strip():
-                    return content.startswith(b"[")
-        return False
+            return stream.read(FIRST_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
     def _json_list(self) -> Iterator[tuple[Record, Position]]:
         self._counted = ": item "

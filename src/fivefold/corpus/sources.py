@@ -51,7 +51,7 @@ def find_source(name: str, settings: CorpusSettings) -> Source:
     path = Path(name).expanduser()
     if path.is_file():
         return [readable_file(path)]
-    if path.is_dir():
+    if name and path.is_dir():  # Path("") would be the current folder
         return readable_files(name, sorted(path.rglob("*")), hidden_below=len(path.parts))
     if has_magic(name):
         matches = glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern

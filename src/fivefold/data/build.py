@@ -1,6 +1,6 @@
 """From settings to sources: what to train on and what to measure on."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def open_tokenizer(corpus: CorpusSettings, data: DataSettings) -> "PreTrainedTok
     if folder is None:
         if data.tokenizer is None:
             raise ConfigError(
-                "--tokenizer is missing: text needs one (only folders made by `fivefold prepare` bring it)."
+                "--tokenizer is missing: text needs one; only what `fivefold prepare` made brings its own."
             )
         return load_tokenizer(data.tokenizer)
     tokenizer = load_tokenizer(data.tokenizer or folder / TOKENIZER)
@@ -62,7 +62,7 @@ def build_sources(
 ) -> tuple[Source, Source | None]:
     """Open what to train on and what to measure the held-out loss on.
 
-    Text whose equal is held out is never trained on, except where training tokens and validation text were prepared apart.
+    A text that is held out is never trained on, except where the tokens were prepared apart from --validation_data.
 
     Args:
         corpus: a prepared folder, or raw text or records.
@@ -72,8 +72,8 @@ def build_sources(
         seed: the run's seed.
 
     Returns:
-        The training source, and the validation source (`samples_per_epoch` samples, always with the same noise), which is
-        None where nothing is held out.
+        The training source, and the validation source (`samples_per_epoch` samples, always with the same noise) or
+        None, where nothing is held out.
 
     Raises:
         ConfigError, DataError: settings or data that do not work.
@@ -131,7 +131,7 @@ def _text_sources(
     encode, text_field = CorpusEncoder(tokenizer), corpus.text_field
     validation_tokens = None
     if folder and not data.validation_data:
-        may_train: Callable[[str], bool] = lambda text: True  # noqa: E731
+        may_train = None
         if (folder / VALIDATION).is_dir():
             validation_tokens = TokenShards.open(folder / VALIDATION, mark)
     else:
@@ -143,7 +143,7 @@ def _text_sources(
 
     def encode_training(records: list[Record]) -> list[NDArray]:
         texts = [record[text_field] for record in records]
-        return encode([text for text in texts if text.strip() and may_train(text)])
+        return encode([text for text in texts if text.strip() and (may_train is None or may_train(text))])
 
     if folder:
         training_tokens = TokenShards.open(folder / TRAIN, mark)

@@ -45,9 +45,8 @@ class PairSource(Source):
 
     def describe(self) -> str:
         """What it holds, in half a line."""
-        return (
-            f"{self._num_pairs:,} pairs, {self.num_cut_prompts:,} prompts and {self.num_cut_responses:,} responses cut"
-        )
+        cut = f"{self.num_cut_prompts:,} prompts and {self.num_cut_responses:,} responses cut"
+        return f"{self._num_pairs:,} pairs, {cut}"
 
     def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Pad the pairs of these numbers."""

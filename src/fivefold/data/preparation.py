@@ -1,6 +1,7 @@
 """Documents to token shards: read, hold out, tokenise, shuffle, write."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ class SplitWriter:
         folder.mkdir()
         self._writer = TokenWriter(folder, vocab_size, settings.tokens_per_shard)
         self._shuffle = DocumentShuffle(self._writer.add, settings.shuffle_buffer_tokens, settings.seed)
-        self.add = self._shuffle.add
+        self.add, self.close = self._shuffle.add, self._writer.close
         self.num_characters = 0
 
     def finish(self, fingerprint: str, sources: list[str]) -> TokenIndex:
@@ -66,6 +67,8 @@ def prepare_tokens(
 ) -> Prepared:
     """Fill `folder/train` and, unless nothing is held out, `folder/validation` with token shards.
 
+    Differs: T5 takes one random stretch of at most 65,536 tokens from each document; here nothing is left out.
+
     Args:
         corpus: where the text comes from.
         settings: what to make of it; its tokenizer and output folder play no part here.
@@ -81,37 +84,42 @@ def prepare_tokens(
     sources = {TRAIN: corpus.data}
     if settings.validation_data or settings.validation_frac:
         sources[VALIDATION] = settings.validation_data or corpus.data
-    splits = {name: SplitWriter(folder / name, settings, vocab_size) for name in sources}
+    with ExitStack() as stack:
+        splits = {
+            name: stack.enter_context(closing(SplitWriter(folder / name, settings, vocab_size))) for name in sources
+        }
 
-    def write(reader: Corpus, text_field: str, choose: Choose) -> None:
-        batches = _batches(reader, text_field, prepared)
-        for texts, documents in encoded(batches, encode, settings.num_workers):
-            for text, document in zip(texts, documents, strict=True):
-                if (name := choose(text)) is None:
-                    prepared.num_left_out += 1
-                    continue
-                splits[name].add(document)
-                splits[name].num_characters += len(text)
-            show_progress(len(texts))
-        prepared.num_bad_lines += reader.state_dict()["bad_lines"]
+        def write(reader: Corpus, choose: Choose) -> None:
+            batches = _batches(reader, corpus.text_field, prepared)
+            for texts, documents in encoded(batches, encode, settings.num_workers):
+                for text, document in zip(texts, documents, strict=True):
+                    if (name := choose(text)) is None:
+                        prepared.num_left_out += 1
+                        continue
+                    splits[name].add(document)
+                    splits[name].num_characters += len(text)
+                show_progress(len(texts))
+            prepared.num_bad_lines += reader.state_dict()["bad_lines"]
 
-    choose: Choose
-    if settings.validation_data:
         digests: set[int] = set()
 
         def remember(text: str) -> str:
             digests.add(text_digest(text))
             return VALIDATION
 
-        validation = replace(corpus, data=settings.validation_data, data_split=settings.validation_split)
-        write(open_corpus(validation), corpus.text_field, remember)
-        choose = lambda text: None if text_digest(text) in digests else TRAIN  # noqa: E731
-    else:
-        choose = lambda text: VALIDATION if is_held_out(text, settings.validation_frac) else TRAIN  # noqa: E731
-    write(open_corpus(corpus), corpus.text_field, choose)
+        if settings.validation_data:
+            validation = replace(corpus, data=settings.validation_data, data_split=settings.validation_split)
+            write(open_corpus(validation), remember)
 
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    prepared.indexes = {name: split.finish(fingerprint, sources[name]) for name, split in splits.items()}
+        def choose(text: str) -> str | None:
+            if settings.validation_data:
+                return None if text_digest(text) in digests else TRAIN
+            return VALIDATION if is_held_out(text, settings.validation_frac) else TRAIN
+
+        write(open_corpus(corpus), choose)
+
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        prepared.indexes = {name: split.finish(fingerprint, sources[name]) for name, split in splits.items()}
     _check_not_empty(prepared, settings)
     return prepared
 
@@ -140,6 +148,4 @@ def _check_not_empty(prepared: Prepared, settings: PrepareSettings) -> None:
                 f"None of {num_documents:,} documents was held out by validation_frac {settings.validation_frac}; "
                 "give a larger share, --validation_data, or 0 to hold none out."
             )
-        raise DataError(
-            f"There is no text for {name}: {num_documents:,} documents, {prepared.num_blank:,} blank records."
-        )
+        raise DataError(f"There is no text for {name}: {num_documents:,} documents, {prepared.num_blank:,} blank.")

@@ -20,7 +20,7 @@ class DataSettings:
     validation_split: str = "validation"
     """Split of the Hub data sets in --validation_data."""
     validation_frac: float = 0.01
-    """Share of the documents held out for validation, by a hash of their text; 0 for none. Prepared folders have theirs."""
+    """Share of the documents held out for validation, by a hash of their text; 0 for none."""
     validation_documents: int = 1000
     """Most documents to measure the held-out loss on when they are not prepared."""
     shuffle_documents: int = 1000

@@ -187,8 +187,8 @@ def span_corruption(
     borders, num_spans = span_borders(rows.lengths, noise_density, mean_span_length, seed=seed, sample_ids=sample_ids)
     max_spans = borders.shape[1] // 2
     check_sentinels(max_spans, sentinels, f"Corrupting {int(rows.lengths.max())} tokens")
-    # Both sides are stretches with a mark behind each, and the marks are the same: the sentinels, then the end mark. The
-    # input's last stretch is empty, and so is the target's first.
+    # Both sides are stretches with a mark behind each, and the marks are the same: the sentinels, then the end mark.
+    # The input's last stretch is empty, and so is the target's first.
     marks = np.where(np.arange(max_spans + 1) < num_spans[:, None], np.append(sentinels[:max_spans], eos_id), eos_id)
     starts, lengths = borders[:, :-1], np.diff(borders, axis=1)
     nothing = np.zeros((len(borders), 1), np.int64)

@@ -39,11 +39,16 @@ class TokenWriter:
         if self._starts[-1] >= self._tokens_per_shard:
             self._close_shard()
 
+    def close(self) -> None:
+        """Let go of the open file, if writing was broken off."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _close_shard(self) -> None:
         if self._file is None:
             return
-        self._file.close()
-        self._file = None
+        self.close()
         number = len(self._entries)
         documents_file = f"documents_{number:05d}.npy"
         np.save(self._folder / documents_file, np.array(self._starts, np.int64))

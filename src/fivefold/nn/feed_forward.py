@@ -34,6 +34,10 @@ class FeedForward(nn.Module):
         dropout_rate: on the inner activations.
     """
 
+    wi: nn.Linear
+    wi_0: nn.Linear
+    wi_1: nn.Linear
+
     def __init__(self, d_model: int, d_ff: int, activation: str, *, is_gated: bool, dropout_rate: float = 0.0) -> None:
         super().__init__()
         for name in ("wi_0", "wi_1") if is_gated else ("wi",):

@@ -1,5 +1,7 @@
 """Cross-entropy of targets given inputs: span corruption, its relatives, and prompt to response."""
 
+from typing import Any
+
 from torch import nn
 
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
@@ -28,7 +30,7 @@ class Seq2SeqObjective:
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Run the model (bare or wrapped for several processes) on one micro-batch."""
         labels = batch["labels"]
-        bare = getattr(model, "module", model)
+        bare: Any = getattr(model, "module", model)
         logits = model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),

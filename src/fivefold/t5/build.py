@@ -57,8 +57,10 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, see
             model = T5Model(config)
     else:
         _refuse_shape(settings)
-        changes = {} if settings.dropout_rate is None else {"dropout_rate": settings.dropout_rate}
-        model = T5Model.from_pretrained(settings.model, dtype=torch.float32, **changes)
+        config = T5Config.from_dict(T5Config.get_config_dict(settings.model)[0])
+        if settings.dropout_rate is not None:
+            config.dropout_rate = settings.dropout_rate
+        model = T5Model.from_pretrained(settings.model, config=config, dtype=torch.float32)
         check_fits(tokenizer, model.config.vocab_size)
     if settings.gradient_checkpointing:
         checkpoint_blocks(model)

@@ -68,7 +68,8 @@ def fill_blanks(
     """
     sentinels = torch.from_numpy(sentinel_ids(tokenizer))
     encode = CorpusEncoder(tokenizer)
-    eos_id, pad_id = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    vocabulary = tokenizer.get_vocab()
+    eos_id, pad_id = (vocabulary[str(token)] for token in (tokenizer.eos_token, tokenizer.pad_token))
     rows: list[list[int]] = []
     for text in texts:
         parts = encode(BLANK.split(text))
@@ -100,7 +101,7 @@ def fill_blanks(
     )
     special = {eos_id, pad_id}
     return [
-        [tokenizer.decode(words) for words in _split_at_sentinels(row, sentinels.tolist(), special)][: int(wanted)]
+        [str(tokenizer.decode(words)) for words in _split_at_sentinels(row, sentinels.tolist(), special)][: int(wanted)]
         for row, wanted in zip(tokens.tolist(), num_blanks, strict=True)
     ]
 

@@ -4,7 +4,7 @@ Shapes: B batch, S source length, T target length, D d_model, H heads, K keys, V
 """
 
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -57,21 +57,24 @@ class T5Attention(nn.Module):
     ) -> Tensor:
         """Attend from `x_BTD`; with a cache, self-attention appends to it and cross-attention fills it once."""
         query = self._heads(self.q(x_BTD))
-        if memory is None:
-            key, value = self._heads(self.k(x_BTD)), self._heads(self.v(x_BTD))
-            if cache is not None:
-                key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
-        elif cache is not None and cache.is_updated.get(self.layer_idx):
-            layer = cache.cross_attention_cache.layers[self.layer_idx]
+        if memory is not None and cache is not None and cache.is_updated.get(self.layer_idx):
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             key, value = layer.keys, layer.values
         else:
-            key, value = self._heads(self.k(memory)), self._heads(self.v(memory))
+            source = x_BTD if memory is None else memory
+            key, value = self._heads(self.k(source)), self._heads(self.v(source))
             if cache is not None:
-                key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
-                cache.is_updated[self.layer_idx] = True
+                key, value = self._extend(cache, key, value, is_cross=memory is not None)
         dropout_rate = self.dropout_rate if self.training else 0.0
         out = attention(query, key, value, bias=bias, key_mask=key_mask, dropout_rate=dropout_rate)
         return self.o(out.transpose(1, 2).flatten(2))
+
+    def _extend(
+        self, cache: EncoderDecoderCache, key: Tensor, value: Tensor, *, is_cross: bool
+    ) -> tuple[Tensor, Tensor]:
+        part: Any = cache.cross_attention_cache if is_cross else cache.self_attention_cache
+        cache.is_updated[self.layer_idx] = is_cross or cache.is_updated.get(self.layer_idx, False)
+        return part.update(key, value, self.layer_idx)
 
     def position_bias(self, query_len: int, key_len: int, first_query: int) -> Tensor:
         """[1, H, query_len, key_len]; -inf where a causal layer may not look."""
@@ -185,7 +188,8 @@ class T5Stack(nn.Module):
         bias = None
         x = F.dropout(embeddings_BTD, self.dropout_rate, self.training)
         for block in self.block:
-            self_attention = block.layer[0].module
+            self_attention = block.get_submodule("layer.0.SelfAttention")
+            assert isinstance(self_attention, T5Attention)
             if hasattr(self_attention, "relative_attention_bias"):
                 bias = self_attention.position_bias(query_len, key_len, first_query)
             inputs = (x, bias, key_mask, memory, memory_mask, cache)
@@ -214,7 +218,7 @@ class T5PreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, config: T5Config | None = None, **kwargs: Any
-    ) -> "T5PreTrainedModel":
+    ) -> Self:
         """Load a folder or Hub id of T5 v1.0, v1.1, flan, mT5 or umT5, written by transformers 4, 5 or fivefold.
 
         Whether the output layer is tied is decided by the stored weights, not by what the configuration calls it.
@@ -289,7 +293,7 @@ class T5Encoder(T5PreTrainedModel):
 class T5Decoder(T5PreTrainedModel):
     """The decoder alone, with embeddings and output layer, for encoder states from elsewhere."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^encoder\.", *T5PreTrainedModel._keys_to_ignore_on_load_unexpected]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^encoder\.", r"relative_attention_bias", r"embed_tokens"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "shared.weight"}  # noqa: RUF012
 
     def __init__(self, config: T5Config) -> None:
@@ -336,6 +340,12 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
         self.decoder = T5Stack(config, is_decoder=True)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
+
+    if TYPE_CHECKING:  # the mixin's own signature asks for more than type checkers can see
+
+        def generate(self, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+            """As transformers' `GenerationMixin.generate`."""
+            ...
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """A callable view of embeddings and encoder, which is what `generate()` asks for."""
@@ -404,9 +414,12 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels [B, T] shifted right behind the start token, -100 replaced by padding."""
+        start_id, pad_id = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start_id is None or pad_id is None:
+            raise ModelError("The configuration lacks decoder_start_token_id or pad_token_id; T5 uses 0 for both.")
         shifted = labels.roll(1, dims=-1)
-        shifted[..., 0] = self.config.decoder_start_token_id
-        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
+        shifted[..., 0] = start_id
+        return shifted.masked_fill(shifted == IGNORE_INDEX, pad_id)
 
 
 class _EncoderView(nn.Module):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ class CorpusEncoder:
         if self._names:
             texts = [self._names.sub(lambda name: f"{name[0][:-1]} {name[0][-1]}", text) for text in texts]
         return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._backend.encode_special_tokens = True  # the one setting that pickling a tokenizer forgets
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]

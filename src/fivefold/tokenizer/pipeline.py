@@ -1,5 +1,8 @@
 """From text to the stretches within which pieces are learned, and back, losing nothing but what NFKC folds.
 
+NFKC is that of the Unicode version in the tokenizers library, which is older than Python's: some dozens of characters
+that came later, modifier letters and squared words, stay as they are.
+
 A space becomes the visible mark U+2581, as in SentencePiece. A U+2581 that stands in the text itself is written as two
 noncharacters meanwhile, and so is the first of these, which makes the way back unique.
 """

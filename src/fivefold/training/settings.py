@@ -104,12 +104,14 @@ class ScheduleSettings:
 class LoopSettings:
     """How long a run lasts, what it measures and what it leaves behind."""
 
-    output_dir: str
+    output_dir: str = "runs/latest"
     """Folder of the run: settings, log, checkpoints, final model and report."""
     num_training_steps: int = 10_000
     """Optimizer steps to train for."""
     eval_every: int = 1000
     """Steps between measurements of the held-out loss; 0 measures only at the end."""
+    eval_samples: int = 256
+    """Held-out samples to measure on, always the same ones; 0 for all."""
     log_every: int = 10
     """Steps between two lines of log.jsonl."""
     save_every: int = 1000
@@ -134,6 +136,6 @@ class LoopSettings:
         for name in ("num_training_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or above.")
-        for name in ("eval_every", "save_every", "keep_last"):
+        for name in ("eval_every", "eval_samples", "save_every", "keep_last"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 or above.")

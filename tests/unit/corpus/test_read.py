@@ -69,7 +69,7 @@ def test_broken_lines_count_on_after_resuming(data: list[str]) -> None:
 def test_a_state_of_other_data_is_refused(data: list[str]) -> None:
     settings = CorpusSettings(data=data, max_bad_lines=2)
     state = open_corpus(settings).state_dict()
-    with open(data[1], "a") as file:
+    with Path(data[1]).open("a") as file:
         file.write("more")
     with pytest.raises(CheckpointError, match="not what the saved run was reading"):
         open_corpus(settings).load_state_dict(state)

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
+
+from fivefold.tokenizer.settings import TokenizerSettings
+from fivefold.tokenizer.train import train_tokenizer
 
 NUM_SENTINELS = 300
 SENTINELS = np.arange(31_999, 31_999 - NUM_SENTINELS, -1)
@@ -77,3 +81,15 @@ def _slow_corruption(text: list[int], density: float, span: float, random: Rando
 def slow_corruption() -> Callable[[list[int], float, float, Random], tuple[list[int], list[int]]]:
     """A span corruption of its own making, to compare with."""
     return _slow_corruption
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """400 different short documents."""
+    return [f"document {number}: the answer to {number * number} is {number % 7} apples." for number in range(400)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts: list[str]) -> Any:
+    """A tokenizer with 100 sentinels and UL2's mode tokens."""
+    return train_tokenizer(texts, TokenizerSettings(output_dir="", vocab_size=500, num_sentinels=100)).tokenizer

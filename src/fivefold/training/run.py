@@ -1,0 +1,209 @@
+"""A run from settings to a finished model: resume, train, keep checkpoints, write the final folder."""
+
+import logging
+import math
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fivefold.data.batch_plan import plan_batches
+from fivefold.data.loader import BatchLoader, evaluation_batches
+from fivefold.data.settings import BatchSettings
+from fivefold.data.source import Source
+from fivefold.errors import ConfigError
+from fivefold.objectives.objective import Objective
+from fivefold.training.checkpoint import (
+    clean_leftovers,
+    find_last_checkpoint,
+    load_training_state,
+    load_weights,
+    prune_checkpoints,
+    save_checkpoint,
+    save_final,
+    verify_checkpoint,
+)
+from fivefold.training.distributed import Processes
+from fivefold.training.loop import LoopState, Trainer, train
+from fivefold.training.optimizers import build_optimizer
+from fivefold.training.schedule import lr_factor, warmup_length
+from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+from fivefold.training.telemetry import Telemetry, check_wandb
+
+log = logging.getLogger("fivefold")
+
+SETTINGS_NAME = "run.yaml"
+# What may differ between a run and its continuation without a word.
+_FREE_TO_CHANGE = {"resume", "output_dir", "log_every", "keep_last", "use_wandb", "wandb_project"}
+
+
+def run_training(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    training: Source,
+    validation: Source | None,
+    batch: BatchSettings,
+    optimizer_settings: OptimizerSettings,
+    schedule: ScheduleSettings,
+    loop: LoopSettings,
+    run_settings: dict[str, Any],
+    processes: Processes,
+) -> None:
+    """Train `model` in `loop.output_dir` until `loop.num_training_steps`, from the last checkpoint if there is one.
+
+    Args:
+        model: on the CPU, in float32; parameters that do not require a gradient stay as they are.
+        validation: held-out samples, or None.
+        run_settings: every setting of the run, saved beside the weights.
+
+    Raises:
+        ConfigError: the folder holds another run, or the settings do not fit together.
+        CheckpointError: the last checkpoint is damaged or of another model.
+        Interrupted, ModelError: as `train`.
+    """
+    run_dir = Path(loop.output_dir)
+    plan = plan_batches(batch, processes.world_size)
+    checkpoint = _open_run_dir(run_dir, loop.resume, processes)
+    if checkpoint is not None:
+        load_weights(checkpoint, model)
+    wrapped = processes.wrap(model)
+    optimizer = build_optimizer(model, optimizer_settings)
+    factor = partial(lr_factor, total_steps=loop.num_training_steps, settings=schedule)
+    trainer = Trainer(wrapped, objective, optimizer, factor, optimizer_settings.grad_clipping, loop, processes)
+    state = LoopState()
+    if checkpoint is not None:
+        scaler = trainer.scaler if trainer.scaler.is_enabled() else None
+        loaded = load_training_state(checkpoint, optimizer, scaler)
+        state = LoopState(loaded["step"], loaded["tokens_seen"], loaded["source_state"])
+        training.load_state_dict(state.source_state)
+        _say_what_changed(checkpoint, run_settings)
+
+    def save(state: LoopState, eval_loss: float | None) -> None:
+        if processes.is_first:
+            save_checkpoint(
+                run_dir,
+                state.step,
+                model=model,
+                tokenizer=tokenizer,
+                optimizer=optimizer,
+                loop_state={"tokens_seen": state.tokens_seen, "source_state": state.source_state},
+                run_settings=run_settings,
+                eval_loss=eval_loss,
+                grad_scaler=trainer.scaler if trainer.scaler.is_enabled() else None,
+            )
+            prune_checkpoints(run_dir, loop.keep_last)
+        processes.wait_for_all()
+
+    if processes.is_first:
+        _write_settings(run_dir, run_settings)
+    evaluate = _evaluation(trainer, validation, loop, plan.micro_batch_size, processes) if validation else None
+    with (
+        Telemetry(
+            run_dir,
+            loop.num_training_steps,
+            loop,
+            run_settings=run_settings,
+            start_step=state.step,
+            tokens_seen=state.tokens_seen,
+            enabled=processes.is_first,
+        ) as telemetry,
+        BatchLoader(training, plan, rank=processes.rank, first_step=state.step) as loader,
+    ):
+        if checkpoint is not None:
+            telemetry.say(f"going on from {checkpoint}")
+        state = train(trainer, loader, state, loop, telemetry, evaluate, save)
+    if processes.is_first:
+        loop_state = {"step": state.step, "tokens_seen": state.tokens_seen}
+        save_final(run_dir, model=model, tokenizer=tokenizer, loop_state=loop_state, run_settings=run_settings)
+    processes.wait_for_all()
+
+
+def check_settings(batch: BatchSettings, schedule: ScheduleSettings, loop: LoopSettings, world_size: int) -> None:
+    """Raise ConfigError for settings that cannot work together, before anything expensive is done."""
+    plan_batches(batch, world_size)
+    warmup_length(loop.num_training_steps, schedule)
+    check_wandb(loop)
+
+
+def describe_run(
+    model: PreTrainedModel,
+    batch: BatchSettings,
+    optimizer: OptimizerSettings,
+    run_settings: dict[str, Any],
+    world_size: int,
+) -> str:
+    """What `--dry_run` prints: the resolved settings, parameters, memory, and the line for several processes."""
+    plan = plan_batches(batch, world_size)
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # Weights, gradients and the optimizer's moments, all float32; Adafactor keeps rows and columns instead of matrices.
+    copies = {"adafactor": 2}.get(optimizer.optimizer, 4)
+    names = {name: value for name, value in run_settings.items() if value is not None and value != []}
+    words = " ".join(
+        f"--{name} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
+        for name, value in names.items()
+        if name not in ("resume", "total_batch_size", "accumulation_steps")
+    )
+    return (
+        f"{yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True)}\n"
+        f"parameters     {model.num_parameters():,}, of which {parameters:,} train\n"
+        f"memory         {parameters * 4 * copies / 2**30:.2f} GiB for weights, gradients and optimizer; activations come on top\n"
+        f"batch          {plan.global_batch_size} samples a step: {plan.micro_batch_size} at once x "
+        f"{plan.accumulation_steps} accumulated x {plan.world_size} processes\n"
+        f"two processes  torchrun --nproc_per_node 2 -m fivefold pretrain {words}"
+    )
+
+
+def _open_run_dir(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh run."""
+    if processes.is_first:
+        clean_leftovers(run_dir)
+    processes.wait_for_all()
+    checkpoint = find_last_checkpoint(run_dir)
+    if not resume:
+        if checkpoint is not None or (run_dir / "final").exists():
+            raise ConfigError(
+                f"--output_dir {run_dir} holds a run already; give --resume to go on with it, or another folder."
+            )
+        return None
+    if checkpoint is None:
+        if not run_dir.is_dir():
+            raise ConfigError(f"--resume: there is no run in {run_dir}; leave --resume out to start one.")
+        log.warning("%s holds no complete checkpoint; starting from the first step", run_dir)
+        return None
+    verify_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _write_settings(run_dir: Path, run_settings: dict[str, Any]) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / f".writing-{SETTINGS_NAME}"
+    partial.write_text(yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True), "utf-8")
+    partial.replace(run_dir / SETTINGS_NAME)
+
+
+def _say_what_changed(checkpoint: Path, run_settings: dict[str, Any]) -> None:
+    before = yaml.safe_load((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
+    for name, value in run_settings.items():
+        if name not in _FREE_TO_CHANGE and before.get(name) != value:
+            log.warning("resuming with --%s %s, which was %s", name, value, before.get(name))
+
+
+def _evaluation(
+    trainer: Trainer, validation: Source, loop: LoopSettings, batch_size: int, processes: Processes
+) -> Callable[[], tuple[float, int]]:
+    num_samples = min(validation.samples_per_epoch or math.inf, loop.eval_samples or math.inf)
+    if num_samples == math.inf:
+        raise ConfigError("--eval_samples is 0, which means all, but the held-out data have no end; give a number.")
+
+    def evaluate() -> tuple[float, int]:
+        batches = evaluation_batches(
+            validation, int(num_samples), batch_size, rank=processes.rank, world_size=processes.world_size
+        )
+        return trainer.evaluate(batches)
+
+    return evaluate
