@@ -123,7 +123,7 @@ def processor_name() -> str:
 
 def main() -> None:
     """Time the three and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--input_length", type=int, default=512, help="tokens of an input")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each cell")
     arguments = parser.parse_args()

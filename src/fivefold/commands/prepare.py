@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -22,8 +23,6 @@ def run(corpus: CorpusSettings, prepare: PrepareSettings, *, dry_run: bool) -> N
     Raises:
         FivefoldError: settings, data, tokenizer or the output folder do not work.
     """
-    from dataclasses import replace
-
     from fivefold.data.build import prepared_folder
     from fivefold.data.preparation import prepare_tokens
     from fivefold.data.tokens import TOKENIZER

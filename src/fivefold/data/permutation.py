@@ -46,6 +46,7 @@ def _feistel(values: NDArray[np.uint64], half_bits: NDArray[np.uint64], keys: ND
     low_mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = values >> half_bits, values & low_mask
     for round_number in range(_NUM_ROUNDS):
-        round_keys = mix(keys + np.uint64(round_number))
-        left, right = right, left ^ (mix(round_keys ^ right) & low_mask)
+        # Eight words for each half, one a round, so no two rounds hash the same word.
+        words = keys + (right * np.uint64(8) + np.uint64(round_number))
+        left, right = right, left ^ (mix(words) & low_mask)
     return (left << half_bits) | right

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numpy.typing import NDArray
+
 from fivefold.corpus.read import Corpus, open_corpus
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.document_shuffle import DocumentShuffle
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TEXTS_PER_BATCH = 1000
-
-Choose = Callable[[str], str | None]
-"""The split that a text belongs to; None to leave it out."""
 
 
 @dataclass
@@ -47,14 +46,19 @@ class SplitWriter:
         folder.mkdir()
         self._writer = TokenWriter(folder, vocab_size, settings.tokens_per_shard)
         self._shuffle = DocumentShuffle(self._writer.add, settings.shuffle_buffer_tokens, settings.seed)
-        self.add, self.close = self._shuffle.add, self._writer.close
-        self.num_characters = 0
+        self.close = self._writer.close
+        self._num_characters = 0
+
+    def add(self, text: str, document: NDArray) -> None:
+        """Take one document, as text and as ids."""
+        self._shuffle.add(document)
+        self._num_characters += len(text)
 
     def finish(self, fingerprint: str, sources: list[str]) -> TokenIndex:
         """Write what is still held, and the index."""
         self._shuffle.finish()
         return self._writer.finish(
-            num_characters=self.num_characters, tokenizer_fingerprint=fingerprint, sources=sources
+            num_characters=self._num_characters, tokenizer_fingerprint=fingerprint, sources=sources
         )
 
 
@@ -80,44 +84,36 @@ def prepare_tokens(
         DataError: bad data, nothing to train on, or nothing held out although a share was asked for.
     """
     prepared, encode = Prepared(), CorpusEncoder(tokenizer)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
+
+    def tokenised(part: CorpusSettings) -> Iterator[tuple[str, NDArray]]:
+        reader = open_corpus(part)
+        batches = _batches(reader, part.text_field, prepared)
+        for texts, documents in encoded(batches, encode, settings.num_workers):
+            yield from zip(texts, documents, strict=True)
+            show_progress(len(texts))
+        prepared.num_bad_lines += reader.state_dict()["bad_lines"]
+
     sources = {TRAIN: corpus.data}
     if settings.validation_data or settings.validation_frac:
         sources[VALIDATION] = settings.validation_data or corpus.data
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
     with ExitStack() as stack:
         splits = {
             name: stack.enter_context(closing(SplitWriter(folder / name, settings, vocab_size))) for name in sources
         }
-
-        def write(reader: Corpus, choose: Choose) -> None:
-            batches = _batches(reader, corpus.text_field, prepared)
-            for texts, documents in encoded(batches, encode, settings.num_workers):
-                for text, document in zip(texts, documents, strict=True):
-                    if (name := choose(text)) is None:
-                        prepared.num_left_out += 1
-                        continue
-                    splits[name].add(document)
-                    splits[name].num_characters += len(text)
-                show_progress(len(texts))
-            prepared.num_bad_lines += reader.state_dict()["bad_lines"]
-
-        digests: set[int] = set()
-
-        def remember(text: str) -> str:
-            digests.add(text_digest(text))
-            return VALIDATION
-
+        validation_digests: set[int] = set()
+        validation_frac = settings.validation_frac
         if settings.validation_data:
+            validation_frac = 0.0
             validation = replace(corpus, data=settings.validation_data, data_split=settings.validation_split)
-            write(open_corpus(validation), remember)
-
-        def choose(text: str) -> str | None:
-            if settings.validation_data:
-                return None if text_digest(text) in digests else TRAIN
-            return VALIDATION if is_held_out(text, settings.validation_frac) else TRAIN
-
-        write(open_corpus(corpus), choose)
-
+            for text, document in tokenised(validation):
+                validation_digests.add(text_digest(text))
+                splits[VALIDATION].add(text, document)
+        for text, document in tokenised(corpus):
+            if text_digest(text) in validation_digests:
+                prepared.num_left_out += 1
+            else:
+                splits[VALIDATION if is_held_out(text, validation_frac) else TRAIN].add(text, document)
         fingerprint = tokenizer_fingerprint(tokenizer)
         prepared.indexes = {name: split.finish(fingerprint, sources[name]) for name, split in splits.items()}
     _check_not_empty(prepared, settings)

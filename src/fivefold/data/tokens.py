@@ -5,8 +5,9 @@ that shard starts, and the shard's end), and so on, and `index.json`. There is n
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,12 @@ class TokenShards:
         documents = list(documents)
         starts = np.cumsum([0, *map(len, documents)])
         return cls([Shard(np.concatenate([*documents, np.zeros(0, np.int64)]), starts)], eos_id)
+
+    def documents(self) -> Iterator[NDArray]:
+        """The token ids of each document, in stored order."""
+        for shard in self._shards:
+            for start, end in pairwise(shard.starts):
+                yield shard.tokens[start:end]
 
     def windows(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
         """Read B windows at once, across shards and around the end.

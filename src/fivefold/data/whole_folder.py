@@ -44,8 +44,8 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if folder.exists():
             folder.rename(replaced)
         unfinished.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
         raise DataError(
             f"The disk of {folder} is full and nothing was written; free some space or give another --output_dir."
@@ -54,3 +54,10 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # Libraries written in Rust, such as tokenizers, raise plain exceptions that say it in words only.
+    return f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error)

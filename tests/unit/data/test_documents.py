@@ -83,9 +83,14 @@ def test_a_failed_folder_leaves_nothing(tmp_path: Path, error: BaseException) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")],
+    ids=["Python", "Rust"],
+)
+def test_a_full_disk_is_one_sentence(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(DataError, match="is full"), whole_folder(tmp_path / "result"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
     assert not list(tmp_path.iterdir())
 
 

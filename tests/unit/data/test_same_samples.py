@@ -1,0 +1,76 @@
+"""However a run is divided or interrupted, it trains on the same samples."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fivefold.corpus.settings import CorpusSettings
+from fivefold.data.batch_plan import BatchPlan
+from fivefold.data.build import build_sources
+from fivefold.data.loader import BatchLoader, Step
+from fivefold.data.preparation import prepare_tokens
+from fivefold.data.settings import DataSettings, ObjectiveSettings, PrepareSettings
+from fivefold.data.source import Source
+
+NUM_STEPS = 12
+Samples = list[tuple[list[int], list[int]]]
+
+
+@pytest.fixture(scope="module", params=["prepared", "stream"])
+def corpus(request: pytest.FixtureRequest, tmp_path_factory, texts: list[str], tokenizer: Any) -> CorpusSettings:
+    folder: Path = tmp_path_factory.mktemp("corpus")
+    settings = CorpusSettings([str(folder / "text.txt")])
+    (folder / "text.txt").write_text("\n".join(texts))
+    if request.param == "stream":
+        return settings
+    prepare_tokens(settings, PrepareSettings("", ""), tokenizer, folder)
+    return CorpusSettings([str(folder)])
+
+
+def open_source(corpus: CorpusSettings, tokenizer: Any) -> Source:
+    return build_sources(corpus, DataSettings(), ObjectiveSettings("ul2", 64), tokenizer, seed=3)[0]
+
+
+def samples(step: Step) -> Samples:
+    """The real tokens of every sample, free of padding."""
+    rows: Samples = []
+    for batch in step.micro_batches:
+        for row in range(len(batch["labels"])):
+            mask = batch["attention_mask"][row] if "attention_mask" in batch else batch["input_ids"][row] >= 0
+            labels = batch["labels"][row]
+            rows.append((batch["input_ids"][row][mask == 1].tolist(), labels[labels != -100].tolist()))
+    return rows
+
+
+def run(
+    corpus: CorpusSettings, tokenizer: Any, plan: BatchPlan, rank: int, first: int, state: dict[str, Any]
+) -> list[Step]:
+    source = open_source(corpus, tokenizer)
+    source.load_state_dict(state)
+    with BatchLoader(source, plan, rank=rank, first_step=first) as loader:
+        return [next(loader) for _ in range(first, NUM_STEPS)]
+
+
+@pytest.fixture(scope="module")
+def eight_at_once(corpus: CorpusSettings, tokenizer: Any) -> list[Samples]:
+    initial = open_source(corpus, tokenizer).state_dict()
+    return [sorted(samples(step)) for step in run(corpus, tokenizer, BatchPlan(8, 1, 1), 0, 0, initial)]
+
+
+@pytest.mark.parametrize("plan", [BatchPlan(1, 8, 1), BatchPlan(4, 1, 2), BatchPlan(2, 2, 2), BatchPlan(1, 2, 4)])
+def test_any_division_of_a_step_holds_the_same_samples(plan, corpus, tokenizer, eight_at_once) -> None:
+    initial = open_source(corpus, tokenizer).state_dict()
+    ranks = [run(corpus, tokenizer, plan, rank, 0, initial) for rank in range(plan.world_size)]
+    for number, steps in enumerate(zip(*ranks, strict=True)):
+        assert sorted(sample for step in steps for sample in samples(step)) == eight_at_once[number]
+
+
+def test_every_process_goes_on_from_the_state_of_the_first(corpus, tokenizer, eight_at_once) -> None:
+    plan = BatchPlan(2, 2, 2)
+    initial = open_source(corpus, tokenizer).state_dict()
+    states = [initial, *(step.source_state for step in run(corpus, tokenizer, plan, 0, 0, initial))]
+    for first in (1, 5, NUM_STEPS - 1):
+        ranks = [run(corpus, tokenizer, plan, rank, first, states[first]) for rank in range(2)]
+        for number, steps in enumerate(zip(*ranks, strict=True), start=first):
+            assert sorted(sample for step in steps for sample in samples(step)) == eight_at_once[number]
