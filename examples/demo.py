@@ -57,8 +57,9 @@ def main() -> None:
     run("fivefold tokenizer --data zh_reviews --vocab_size 4096 --max_length 128 --output_dir demo/tokenizer")
     run("fivefold prepare --data zh_reviews --tokenizer demo/tokenizer --validation_frac 0.03 --output_dir demo/tokens")
     run(
-        "fivefold pretrain --data demo/tokens --model_config t5_mini --input_length 128 --batch_size 16 --lr 5e-3"
-        f" --num_training_steps {STEPS} --eval_every 200 --save_every 400 --log_every 20 --output_dir demo/run"
+        "fivefold pretrain --data demo/tokens --model_config t5_mini --input_length 128 --batch_size 16"
+        f" --optimizer adamw_scaled --lr 3e-2 --num_training_steps {STEPS} --eval_every 200 --save_every 400"
+        " --log_every 20 --output_dir demo/run"
     )
 
     sentences = held_out_sentences()

@@ -5,9 +5,23 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 
+# Places that cannot be written: full, over a quota or a size limit, forbidden, or not what their name says.
+_PLACE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
+
 VERBS = {
+    "corpora": "the corpora that --data knows by name",
     "prepare": "documents to token shards, ready for training",
     "tokenizer": "train a tokenizer on text",
     "pretrain": "train a model from scratch, or on, on text or pairs",
@@ -42,7 +56,9 @@ def _run(verb: str, words: list[str]) -> int:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fivefold").setLevel(logging.INFO)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours says what goes on; a bar for each file would hide it
+    os.environ.setdefault(
+        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+    )  # ours says what goes on; a bar for each file would hide it
     module = importlib.import_module(f"fivefold.commands.{verb}")
     try:
         invocation = parse(verb, module.run, words, getattr(module, "POSITIONAL", None))
@@ -57,16 +73,25 @@ def _run(verb: str, words: list[str]) -> int:
     except FivefoldError as error:
         print(f"fivefold {verb}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"fivefold {verb}: {error.strerror}{where}; make room or choose another place.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"fivefold {verb}: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"fivefold {verb}: {str(error) or 'interrupted'}.", file=sys.stderr)
         return 130
+    except Exception as error:
+        number = _os_error_number(error)
+        if number is None or number not in _PLACE_ERRORS:
+            raise
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        print(f"fivefold {verb}: {os.strerror(number)}{where}; make room or choose another place.", file=sys.stderr)
+        return 2
     return 0
+
+
+def _os_error_number(error: Exception) -> int | None:
+    """The system's number of an error; libraries written in Rust have it in the text of a bare Exception only."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def _overview() -> str:

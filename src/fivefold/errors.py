@@ -3,6 +3,8 @@
 The command line prints the sentence and exits with code 2; library users catch `FivefoldError` or one of its kinds.
 """
 
+import errno
+
 
 class FivefoldError(Exception):
     """Anything wrong with what fivefold was given, as against a bug in fivefold itself."""
@@ -22,3 +24,11 @@ class CheckpointError(FivefoldError):
 
 class ModelError(FivefoldError):
     """A model that cannot be built, loaded or trained as asked."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error means that the disk, or the user's share of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # Libraries written in Rust, such as tokenizers, raise plain exceptions that say it in words only.
+    return f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error)

@@ -1,7 +1,7 @@
 """Flags and recipes to settings: a verb's `run` names its settings dataclasses, their fields are its flags.
 
 Rules (README, "Flags and recipes"): snake_case, hyphens accepted; `--flag`, `--flag true|false`, `--no_flag`; lists as
-`--data a b c`; no abbreviations; an explicit flag wins over the recipe wherever it stands; nothing is ignored in silence.
+`--data a b c`; no abbreviations; an explicit flag wins over the recipe wherever it stands; nothing is ignored silently.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ ALIASES: dict[str, str] = {
 }
 
 # Flags that exist elsewhere and that we refuse, with the reason.
-REFUSED: dict[str, str] = {
-    name: "low-rank layers and LORO are not part of this version; train with --optimizer adam or adamw"
-    for name in ("loro_scope", "loro_attn_rank", "loro_mlp_rank", "loro_freq", "loro_type", "loro_init")
-}
+REFUSED: dict[str, str] = dict.fromkeys(
+    ("loro_scope", "loro_attn_rank", "loro_mlp_rank", "loro_freq", "loro_type", "loro_init"),
+    "low-rank layers and LORO are not part of this version; train with --optimizer adam or adamw",
+)
 
 _OWN_FLAGS = ("recipe", "dry_run", "print_config", "help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -151,10 +151,9 @@ def _read_words(
         text = _flag_value(written, name, negated, values, bool if name in _OWN_FLAGS[1:] else types.get(name, str))
         target = own if name in _OWN_FLAGS else given
         if target.get(name, text) != text:
-            raise ConfigError(
-                f"--{spelling[name]} and --{written} mean the same and were given as {target[name]!r} and {text!r}; "
-                "give one of them."
-            )
+            same = spelling[name] == written
+            what = f"--{written} was" if same else f"--{spelling[name]} and --{written} mean the same and were"
+            raise ConfigError(f"{what} given as {target[name]!r} and {text!r}; give one of them.")
         target[name], spelling[name] = text, written
     return own, given
 

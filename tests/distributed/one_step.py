@@ -34,9 +34,7 @@ def main() -> None:
     # Pairs of very different lengths, so that a mean of means would differ from the mean over tokens.
     lengths = np.random.default_rng(0).integers(1, 40, (32, 2))
     prompts, responses = ([np.arange(n) % 60 + 3 for n in column] for column in lengths.T)
-    source = PairSource(
-        prompts, responses, input_length=64, target_length=64, eos_id=1, pad_id=0, seed=5, shuffle=True
-    )
+    source = PairSource(prompts, responses, input_length=64, target_length=64, eos_id=1, pad_id=0, seed=5, shuffle=True)
     with start_processes() as processes:
         wrapped = processes.wrap(model)
         optimizer = Recorder([{"params": list(model.parameters()), "lr": 1.0, "base_lr": 1.0}], {})

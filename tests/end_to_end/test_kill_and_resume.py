@@ -43,7 +43,9 @@ def flags(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills", "while_writing"), [("prepared", KILLS, KILLS_WHILE_WRITING), ("stream", 3, 1)])
+@pytest.mark.parametrize(
+    ("kind", "kills", "while_writing"), [("prepared", KILLS, KILLS_WHILE_WRITING), ("stream", 3, 1)]
+)
 def test_killed_runs_end_with_the_weights_of_the_undisturbed_one(flags, kind, kills, while_writing, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run([*FIVEFOLD, *flags[kind], "--output_dir", str(undisturbed)], check=True, timeout=600)

@@ -32,7 +32,7 @@ def test_it_says_the_same_word_for_word(models, arguments):
 
 
 def test_it_round_trips_through_both_libraries(models, tmp_path):
-    theirs, ours, tokenizer = models
+    _, ours, tokenizer = models
     ours.save_pretrained(tmp_path / "ours")
     back = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
     back.save_pretrained(tmp_path / "theirs")

@@ -84,8 +84,8 @@ def test_an_explicit_flag_wins_over_the_recipe_wherever_it_stands(tmp_path, suff
     recipe = tmp_path / f"run.{suffix}"
     values = {"data": ["x"], "learning_rate": 5e-4, "num-training-steps": 7, "resume": True}
     recipe.write_text(json.dumps(values) if suffix == "json" else yaml.safe_dump(values))
-    words = [["--lr", "0.25"], ["--recipe", str(recipe)]]
-    reading, learning = read(*sum(words if flag_first else words[::-1], []))
+    flag, file = ["--lr", "0.25"], ["--recipe", str(recipe)]
+    reading, learning = read(*(flag + file if flag_first else file + flag))
     assert reading.data == ["x"]
     assert learning == Learning(lr=0.25, num_training_steps=7, resume=True)
 

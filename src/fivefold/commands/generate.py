@@ -57,6 +57,8 @@ class DecodingSettings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("--max_new_tokens and --num_beams must be at least 1.")
+        if not self.repetition_penalty > 0 or self.no_repeat_ngram_size < 0:
+            raise ConfigError("--repetition_penalty must be above 0 and --no_repeat_ngram_size at least 0.")
         if not self.temperature > 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ConfigError("--temperature must be above 0, --top_p in (0, 1] and --top_k at least 0.")
         if not self.do_sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
@@ -80,12 +82,19 @@ def run(settings: GenerateSettings, decoding: DecodingSettings, *, dry_run: bool
     inputs = _read_inputs(settings)
     if settings.batch_size < 1:
         raise ConfigError(f"--batch_size is {settings.batch_size}; it must be at least 1.")
+    target = None if settings.output_file is None else Path(settings.output_file)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        problem = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
+        raise ConfigError(f"--output_file {target} {problem}; give a file name in a folder that exists.")
 
     import torch
 
     from fivefold.t5.model import T5Model
     from fivefold.tokenizer.load import check_fits, load_tokenizer
+    from fivefold.training.checkpoint import MANIFEST, verify_checkpoint
 
+    if (Path(settings.model) / MANIFEST).is_file():
+        verify_checkpoint(Path(settings.model))
     model = T5Model.from_pretrained(settings.model, dtype=torch.float32)
     tokenizer = load_tokenizer(settings.model)
     check_fits(tokenizer, model.config.vocab_size)
@@ -95,36 +104,45 @@ def run(settings: GenerateSettings, decoding: DecodingSettings, *, dry_run: bool
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()  # type: ignore[arg-type]
     torch.manual_seed(decoding.seed)
     results = _generate(model, tokenizer, inputs, settings.batch_size, decoding.arguments())
-    if settings.output_file is None:
+    if target is None:
         for result in results:
             print(result["output"], flush=True)
         return
-    target = Path(settings.output_file)
     partial = target.with_name(f".{target.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-    partial.replace(target)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_inputs(settings: GenerateSettings) -> list[str]:
     if settings.text and settings.input_file:
         raise ConfigError("Inputs were given by --text and by --input_file; give one of them.")
-    if settings.text:
-        inputs = settings.text
-    elif settings.input_file:
-        file = Path(settings.input_file)
-        if not file.is_file():
-            raise DataError(f"--input_file {file}: there is no such file.")
-        inputs = file.read_text(encoding="utf-8").splitlines()
-    else:
-        inputs = sys.stdin.read().splitlines()
+    file = settings.input_file
+    if file is not None and not Path(file).is_file():
+        raise DataError(f"--input_file {file}: there is no such file.")
+    try:
+        if settings.text:
+            inputs = settings.text
+        elif file is not None:
+            inputs = Path(file).read_text(encoding="utf-8").splitlines()
+        else:
+            inputs = sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file or 'standard input'} is not UTF-8 text ({error.reason}); convert it first.") from None
     if not any(line.strip() for line in inputs):
         raise DataError("There is no input text; give some with --text, --input_file or on standard input.")
     return inputs
 
 
 def _generate(
-    model: "T5Model", tokenizer: "PreTrainedTokenizerBase", inputs: list[str], batch_size: int, arguments: dict[str, Any]
+    model: "T5Model",
+    tokenizer: "PreTrainedTokenizerBase",
+    inputs: list[str],
+    batch_size: int,
+    arguments: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     from fivefold.t5.fill_blanks import fill_blanks, fill_in, has_blanks, untrained_ids
 

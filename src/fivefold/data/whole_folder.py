@@ -1,13 +1,12 @@
 """Write a folder that appears complete or not at all."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fivefold.errors import DataError
+from fivefold.errors import DataError, is_full_disk
 
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -45,7 +44,7 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             folder.rename(replaced)
         unfinished.rename(folder)
     except Exception as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         raise DataError(
             f"The disk of {folder} is full and nothing was written; free some space or give another --output_dir."
@@ -54,10 +53,3 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _is_full_disk(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # Libraries written in Rust, such as tokenizers, raise plain exceptions that say it in words only.
-    return f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error)

@@ -25,7 +25,7 @@ def attention(
     """softmax(scale * q k^T + bias) v, over the keys that `key_mask` allows.
 
     Without a bias this is torch's fused kernel. A bias that needs a gradient would send torch's CPU kernel down its
-    slow path (it writes every [B, H, Q, K] score and its gradient); there the work is done in cache-sized tiles instead.
+    slow path (it writes every [B, H, Q, K] score and its gradient); there the work is done in cache-sized tiles.
 
     Args:
         bias: [1, H, Q, K], added to the scores; -inf forbids a pair (a causal mask goes in here).
@@ -35,15 +35,19 @@ def attention(
     Returns:
         [B, H, Q, D]. A query that may see no key gets zeros.
     """
-    if bias is not None and bias.requires_grad and torch.is_grad_enabled() and not q_BHQD.is_cuda and dropout_rate == 0.0:
+    if (
+        bias is not None
+        and bias.requires_grad
+        and torch.is_grad_enabled()
+        and not q_BHQD.is_cuda
+        and dropout_rate == 0.0
+    ):
         return _TiledAttention.apply(q_BHQD, k_BHKD, v_BHKD, bias, key_mask, scale)  # type: ignore[no-any-return]
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         mask = mask.to(q_BHQD.dtype)
-    return F.scaled_dot_product_attention(
-        q_BHQD, k_BHKD, v_BHKD, attn_mask=mask, dropout_p=dropout_rate, scale=scale
-    )
+    return F.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=mask, dropout_p=dropout_rate, scale=scale)
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -99,9 +103,7 @@ def _tiles(q: Tensor, k: Tensor) -> list[tuple[int, slice]]:
     return [(b, slice(h, h + step)) for b in range(batch_size) for h in range(0, num_heads, step)]
 
 
-def _scores(
-    q: Tensor, k: Tensor, bias: Tensor, key_mask: Tensor | None, scale: float, b: int, h: slice
-) -> Tensor:
+def _scores(q: Tensor, k: Tensor, bias: Tensor, key_mask: Tensor | None, scale: float, b: int, h: slice) -> Tensor:
     """Masked, biased scores of one tile in float32 (or wider), [heads, Q, K]."""
     scores = (q[b, h] @ k[b, h].mT).to(_wide(q))
     if scale != 1.0:

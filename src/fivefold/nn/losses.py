@@ -33,7 +33,7 @@ def cross_entropy_sum(
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Works through the tokens in chunks; the gradient reuses the log-sum-exp and is written in the logits' own type."""
+    """Works through the tokens in chunks; the gradient reuses the log-sum-exp and is written in the logits' type."""
 
     @staticmethod
     def forward(

@@ -12,6 +12,7 @@ from fivefold.errors import ConfigError
 from fivefold.t5.config import T5Config, preset_names
 from fivefold.t5.model import T5Model
 from fivefold.t5.settings import ModelSettings
+from fivefold.t5.weights import read_config
 from fivefold.tokenizer.load import check_fits
 
 _VOCAB_MULTIPLE = 128  # T5's own 32,100 tokens became 32,128 rows
@@ -57,7 +58,7 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, see
             model = T5Model(config)
     else:
         _refuse_shape(settings)
-        config = T5Config.from_dict(T5Config.get_config_dict(settings.model)[0])
+        config = read_config(settings.model)
         if settings.dropout_rate is not None:
             config.dropout_rate = settings.dropout_rate
         model = T5Model.from_pretrained(settings.model, config=config, dtype=torch.float32)

@@ -117,7 +117,9 @@ class T5Config(PreTrainedConfig):
         output["dense_act_fn"] = "gelu_new" if self.activation == "gelu" else self.activation
         if output.get("architectures"):
             names = output["architectures"]
-            output["architectures"] = [prefix + _ARCHITECTURES[name] if name in _ARCHITECTURES else name for name in names]
+            output["architectures"] = [
+                prefix + _ARCHITECTURES[name] if name in _ARCHITECTURES else name for name in names
+            ]
         return output
 
     @classmethod
@@ -149,7 +151,9 @@ class T5Config(PreTrainedConfig):
             try:
                 fields = json.loads(path.read_text())
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ModelError(f"{path} is not valid JSON ({error}); a model configuration is a JSON object.") from None
+                raise ModelError(
+                    f"{path} is not valid JSON ({error}); a model configuration is a JSON object."
+                ) from None
             if not isinstance(fields, dict):
                 raise ModelError(f"{path} holds a {type(fields).__name__}; a model configuration is a JSON object.")
             return cls.from_dict(fields | changes)

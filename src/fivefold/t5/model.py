@@ -20,7 +20,7 @@ from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
 from fivefold.nn.norms import RMSNorm
 from fivefold.nn.relative_bias import RelativePositionBias
 from fivefold.t5.config import T5Config
-from fivefold.t5.weights import reconcile_with_file
+from fivefold.t5.weights import check_loaded, library_report_off, reconcile_with_file
 
 
 class T5Attention(nn.Module):
@@ -217,19 +217,29 @@ class T5PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, config: T5Config | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *args: Any,
+        config: T5Config | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Load a folder or Hub id of T5 v1.0, v1.1, flan, mT5 or umT5, written by transformers 4, 5 or fivefold.
 
         Whether the output layer is tied is decided by the stored weights, not by what the configuration calls it.
 
         Raises:
-            CheckpointError: the weights are missing or unreadable.
+            CheckpointError: the weights are missing, unreadable or of another shape than the configuration says.
         """
         config, key_mapping = reconcile_with_file(pretrained_model_name_or_path, config, kwargs)
-        return super().from_pretrained(
-            pretrained_model_name_or_path, *args, config=config, key_mapping=key_mapping, **kwargs
-        )
+        wants_info = kwargs.pop("output_loading_info", False)
+        arguments: dict[str, Any] = {"config": config, "key_mapping": key_mapping, "output_loading_info": True}
+        arguments["ignore_mismatched_sizes"] = True  # so that we say what does not fit, in one sentence
+        with library_report_off():
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs | arguments)
+        model, info = loaded
+        if not kwargs.get("ignore_mismatched_sizes"):
+            check_loaded(pretrained_model_name_or_path, info)
+        return loaded if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,6 +1,9 @@
 """What a stored T5 says about itself: the names in its weight files settle what its configuration leaves open."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +16,8 @@ from transformers.utils.hub import cached_file
 
 from fivefold.errors import CheckpointError
 from fivefold.t5.config import T5Config
+
+log = logging.getLogger("fivefold")
 
 # In transformers' own order of preference; an index lists the files of a sharded model.
 _WEIGHT_FILES = (
@@ -46,7 +51,7 @@ def reconcile_with_file(
     """
     hub = {name: load_arguments[name] for name in _HUB_ARGUMENTS if name in load_arguments}
     if config is None:
-        config = _read_config(name_or_path, hub)
+        config = read_config(name_or_path, **hub)
     names = _stored_names(name_or_path, hub)
     table = next((name for name in _EMBEDDING_NAMES if name in names), None)
     if table is None:
@@ -60,7 +65,54 @@ def reconcile_with_file(
     return config, key_mapping
 
 
-def _read_config(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> T5Config:
+@contextmanager
+def library_report_off() -> Iterator[None]:
+    """Keep back transformers' table of what fits and what does not; `check_loaded` says it in one sentence."""
+    library = logging.getLogger("transformers.modeling_utils")
+    before, library.disabled = library.disabled, True  # not by its level: raised, that sets off other warnings
+    try:
+        yield
+    finally:
+        library.disabled = before
+
+
+def check_loaded(name_or_path: str | PathLike[str], info: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers draws missing ones at random.
+
+    Args:
+        info: the loading info of `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape than the configuration says.
+    """
+    missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if misshapen:
+        name, stored, expected = misshapen[0]
+        problem = f"{name} has the shape {list(stored)}, not {list(expected)}"
+    elif missing:
+        problem = f"{missing[0]} is missing"
+    else:
+        if unused := sorted(info["unexpected_keys"]):
+            log.warning("%s: %d stored weights have no place in a T5, such as %s", name_or_path, len(unused), unused[0])
+        return
+    others = len(misshapen) + len(missing) - 1
+    more = f" ({others} more like it)" if others else ""
+    raise CheckpointError(
+        f"The weights in {name_or_path} do not fit its config.json: {problem}{more}; fetch or save the model again."
+    )
+
+
+def read_config(name_or_path: str | PathLike[str], **hub: Any) -> T5Config:
+    """Read the configuration of a stored model of any of T5's types.
+
+    Args:
+        name_or_path: folder or Hub id.
+        hub: those arguments of `from_pretrained` that are about the Hub.
+
+    Raises:
+        CheckpointError: there is none, or it is no JSON.
+        ModelError: it is not a T5's.
+    """
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise CheckpointError(f"{name_or_path} holds no config.json; give the folder of a saved model.")
     try:
@@ -68,8 +120,8 @@ def _read_config(name_or_path: str | PathLike[str], hub: dict[str, Any]) -> T5Co
         return T5Config.from_dict(T5Config.get_config_dict(name_or_path, **hub)[0])
     except OSError as error:
         raise CheckpointError(
-            f"No model at {name_or_path!s}: it is no local folder with a config.json, and as a Hub id it could not be read "
-            f"({str(error).splitlines()[0]})."
+            f"No model at {name_or_path!s}: it is no local folder with a config.json, and as a Hub id it could not be "
+            f"read ({str(error).splitlines()[0]})."
         ) from None
 
 
@@ -101,7 +153,7 @@ def _names_in(file: Path) -> list[str]:
         return list(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
     except (SafetensorError, UnpicklingError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as weights ({str(error).splitlines()[0]}); it may be truncated or not a weight file."
+            f"{file} cannot be read as weights ({str(error).splitlines()[0]}); it may be cut off or no weight file."
         ) from None
 
 

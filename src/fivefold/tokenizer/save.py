@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from fivefold.errors import DataError
+from fivefold.errors import DataError, is_full_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,9 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", output_dir: str | Path)
             # tokenizer.json, which makes the folder a tokenizer, comes last.
             for path in sorted(Path(temporary).iterdir(), key=lambda path: (path.name == "tokenizer.json", path.name)):
                 path.replace(folder / path.name)
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or is_full_disk(error)):
+            raise
         raise DataError(
             f"the tokenizer cannot be written to {folder} ({error}): choose another folder or make room."
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fivefold.data.loader import BatchLoader
+from fivefold.data.loader import Step
 from fivefold.errors import DataError, ModelError
 from fivefold.objectives.objective import Batch, LossTerms, Objective
 from fivefold.training.distributed import Processes
@@ -137,7 +137,7 @@ class Trainer:
 
 def train(
     trainer: Trainer,
-    loader: BatchLoader,
+    steps: Iterator[Step],
     state: LoopState,
     settings: LoopSettings,
     telemetry: Telemetry,
@@ -147,7 +147,7 @@ def train(
     """Train from `state.step` to `settings.num_training_steps`.
 
     Args:
-        loader: begins with step `state.step`.
+        steps: their micro-batches, beginning with those of step `state.step`.
         evaluate: held-out loss and its token count, or None without held-out data.
         save: writes a checkpoint for a state and, if it was just measured, its held-out loss.
 
@@ -173,7 +173,7 @@ def train(
         measure(0)
     with _stop_signals() as stop_requested:
         while state.step < total:
-            micro_batches, source_state = next(loader)
+            micro_batches, source_state = next(steps)
             result = trainer.step(state.step, micro_batches, stop_requested())
             tokens_seen = state.tokens_seen + int(result["num_tokens"])
             state = LoopState(state.step + 1, tokens_seen, source_state)
@@ -196,9 +196,12 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _not_finite(what: str, value: float, step: int, dtype: torch.dtype) -> str:
-    remedy = "use --dtype bfloat16, or a lower --lr" if dtype == torch.float16 else "use a lower --lr or more --warmup_steps"
+    remedy = (
+        "use --dtype bfloat16, or a lower --lr" if dtype == torch.float16 else "use a lower --lr or more --warmup_steps"
+    )
     return (
-        f"The {what} of step {step + 1} is {value}; the optimizer has not moved and the last checkpoint is good: {remedy}."
+        f"The {what} of step {step + 1} is {value}; the optimizer has not moved and earlier checkpoints are untouched: "
+        f"{remedy}."
     )
 
 

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fivefold.data.batch_plan import plan_batches
 from fivefold.data.loader import BatchLoader, evaluation_batches
 from fivefold.data.settings import BatchSettings
 from fivefold.data.source import Source
-from fivefold.errors import ConfigError
+from fivefold.errors import CheckpointError, ConfigError
 from fivefold.objectives.objective import Objective
 from fivefold.training.checkpoint import (
     clean_leftovers,
@@ -80,6 +81,12 @@ def run_training(
         scaler = trainer.scaler if trainer.scaler.is_enabled() else None
         loaded = load_training_state(checkpoint, optimizer, scaler)
         state = LoopState(loaded["step"], loaded["tokens_seen"], loaded["source_state"])
+        if bool(state.source_state) != bool(training.state_dict()):
+            kinds = ("prepared tokens or pairs", "a stream of text")
+            before, now = kinds[bool(state.source_state)], kinds[not state.source_state]
+            raise CheckpointError(
+                f"{checkpoint} was trained on {before}, but --data is {now} now; give it the same data."
+            )
         training.load_state_dict(state.source_state)
         _say_what_changed(checkpoint, run_settings)
 
@@ -99,11 +106,12 @@ def run_training(
             prune_checkpoints(run_dir, loop.keep_last)
         processes.wait_for_all()
 
-    if processes.is_first:
-        _write_settings(run_dir, run_settings)
     evaluate = _evaluation(trainer, validation, loop, plan.micro_batch_size, processes) if validation else None
-    with (
-        Telemetry(
+    with BatchLoader(training, plan, rank=processes.rank, first_step=state.step) as loader:
+        steps = chain([next(loader)], loader)  # the first one before anything is written: bad data leave no run behind
+        if processes.is_first:
+            _write_settings(run_dir, run_settings)
+        with Telemetry(
             run_dir,
             loop.num_training_steps,
             loop,
@@ -111,12 +119,10 @@ def run_training(
             start_step=state.step,
             tokens_seen=state.tokens_seen,
             enabled=processes.is_first,
-        ) as telemetry,
-        BatchLoader(training, plan, rank=processes.rank, first_step=state.step) as loader,
-    ):
-        if checkpoint is not None:
-            telemetry.say(f"going on from {checkpoint}")
-        state = train(trainer, loader, state, loop, telemetry, evaluate, save)
+        ) as telemetry:
+            if checkpoint is not None:
+                telemetry.say(f"going on from {checkpoint}")
+            state = train(trainer, steps, state, loop, telemetry, evaluate, save)
     if processes.is_first:
         loop_state = {"step": state.step, "tokens_seen": state.tokens_seen}
         save_final(run_dir, model=model, tokenizer=tokenizer, loop_state=loop_state, run_settings=run_settings)
@@ -128,6 +134,20 @@ def check_settings(batch: BatchSettings, schedule: ScheduleSettings, loop: LoopS
     plan_batches(batch, world_size)
     warmup_length(loop.num_training_steps, schedule)
     check_wandb(loop)
+    run_dir = Path(loop.output_dir)
+    nearest = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"--output_dir {run_dir} cannot be a folder, because {nearest} is a file; give another one.")
+
+
+def find_obstacle(run_dir: Path, resume: bool) -> str | None:
+    """Why a run cannot begin in this folder, or with `resume` cannot go on, as one sentence; None if it can."""
+    holds_run = find_last_checkpoint(run_dir) is not None or (run_dir / "final").exists()
+    if holds_run and not resume:
+        return f"--output_dir {run_dir} holds a run already; give --resume to go on with it, or another folder."
+    if resume and not run_dir.is_dir():
+        return f"--resume: there is no run in {run_dir}; leave --resume out to start one."
+    return None
 
 
 def describe_run(
@@ -141,17 +161,20 @@ def describe_run(
     plan = plan_batches(batch, world_size)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # Weights, gradients and the optimizer's moments, all float32; Adafactor keeps rows and columns instead of matrices.
-    copies = {"adafactor": 2}.get(optimizer.optimizer, 4)
-    names = {name: value for name, value in run_settings.items() if value is not None and value != []}
+    gibibytes = parameters * 4 * (2 if optimizer.optimizer == "adafactor" else 4) / 2**30
+    # Two processes make the same steps wherever the global batch is even.
+    half, odd = divmod(plan.global_batch_size, 2)
+    shared = {} if odd else {"batch_size": math.gcd(plan.micro_batch_size, half), "total_batch_size": 2 * half}
+    names = run_settings | {"resume": None, "total_batch_size": None, "accumulation_steps": None} | shared
     words = " ".join(
         f"--{name} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
         for name, value in names.items()
-        if name not in ("resume", "total_batch_size", "accumulation_steps")
+        if value is not None and value != []
     )
     return (
         f"{yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True)}\n"
         f"parameters     {model.num_parameters():,}, of which {parameters:,} train\n"
-        f"memory         {parameters * 4 * copies / 2**30:.2f} GiB for weights, gradients and optimizer; activations come on top\n"
+        f"memory         {gibibytes:.2f} GiB for weights, gradients and optimizer; activations come on top\n"
         f"batch          {plan.global_batch_size} samples a step: {plan.micro_batch_size} at once x "
         f"{plan.accumulation_steps} accumulated x {plan.world_size} processes\n"
         f"two processes  torchrun --nproc_per_node 2 -m fivefold pretrain {words}"
@@ -163,16 +186,12 @@ def _open_run_dir(run_dir: Path, resume: bool, processes: Processes) -> Path | N
     if processes.is_first:
         clean_leftovers(run_dir)
     processes.wait_for_all()
-    checkpoint = find_last_checkpoint(run_dir)
+    if obstacle := find_obstacle(run_dir, resume):
+        raise ConfigError(obstacle)
     if not resume:
-        if checkpoint is not None or (run_dir / "final").exists():
-            raise ConfigError(
-                f"--output_dir {run_dir} holds a run already; give --resume to go on with it, or another folder."
-            )
         return None
+    checkpoint = find_last_checkpoint(run_dir)
     if checkpoint is None:
-        if not run_dir.is_dir():
-            raise ConfigError(f"--resume: there is no run in {run_dir}; leave --resume out to start one.")
         log.warning("%s holds no complete checkpoint; starting from the first step", run_dir)
         return None
     verify_checkpoint(checkpoint)
@@ -182,8 +201,11 @@ def _open_run_dir(run_dir: Path, resume: bool, processes: Processes) -> Path | N
 def _write_settings(run_dir: Path, run_settings: dict[str, Any]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     partial = run_dir / f".writing-{SETTINGS_NAME}"
-    partial.write_text(yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True), "utf-8")
-    partial.replace(run_dir / SETTINGS_NAME)
+    try:
+        partial.write_text(yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True), "utf-8")
+        partial.replace(run_dir / SETTINGS_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _say_what_changed(checkpoint: Path, run_settings: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The tiled kernel against the formula written out in float64, and against torch's own kernel."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -161,7 +161,7 @@ def test_a_configuration_file_that_is_no_json(tmp_path):
 
 
 def test_folders_that_hold_no_model(tmp_path):
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         T5Model.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     with pytest.raises(CheckpointError, match="No weights"):
