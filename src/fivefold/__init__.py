@@ -1,7 +1,11 @@
 """fivefold: small text-to-text and chat language models, from raw text to a chat window."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fivefold.t5.config import T5Config
+    from fivefold.t5.model import T5Decoder, T5Encoder, T5Model
 
 __version__ = "0.1.0"
 

@@ -2,10 +2,13 @@
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from fivefold.cli import main
 
@@ -62,10 +65,32 @@ class SmallRun:
         return words
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work in one thread: on matrices this small, two that wait for each other on a busy machine take minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     """The run, made once."""
-    small = SmallRun(tmp_path_factory.mktemp("small_run"))
+    with one_thread():
+        return _make(tmp_path_factory.mktemp("small_run"))
+
+
+def _make(folder: Path) -> SmallRun:
+    small = SmallRun(folder)
     words = random.Random(0)
     vocabulary = ["".join(words.choices("abcdefghij", k=words.randint(2, 7))) for _ in range(300)]
     lines = [" ".join(words.choices(vocabulary, k=words.randint(3, 60))) for _ in range(400)]

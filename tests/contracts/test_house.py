@@ -1,0 +1,112 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import subprocess
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fivefold.cli import VERBS
+from fivefold.flags import ALIASES, parse
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "fivefold"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+READMES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+
+
+def _verb(name):
+    return importlib.import_module(f"fivefold.commands.{name}")
+
+
+def _groups(verb):
+    return [hint for hint in typing.get_type_hints(_verb(verb).run).values() if dataclasses.is_dataclass(hint)]
+
+
+def test_the_program_names_every_verb_and_no_other():
+    files = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
+    assert set(VERBS) == files
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_is_documented_and_belongs_to_one_group(verb):
+    names = [field.name for group in _groups(verb) for field in dataclasses.fields(group)]
+    assert len(names) == len(set(names))
+    help_text = parse(verb, _verb(verb).run, ["--help"]).help_text
+    for group in _groups(verb):
+        source = Path(importlib.import_module(group.__module__).__file__)
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        (body,) = [
+            node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == group.__name__
+        ]
+        for field in dataclasses.fields(group):
+            (place,) = [
+                i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign) and node.target.id == field.name
+            ]
+            documentation = body[place + 1]
+            assert isinstance(documentation, ast.Expr), f"{group.__name__}.{field.name} has no documentation"
+            assert f"--{field.name}" in help_text
+
+
+def test_aliases_lead_to_flags():
+    names = {field.name for verb in VERBS for group in _groups(verb) for field in dataclasses.fields(group)}
+    assert {target for target in ALIASES.values() if target != "epochs"} <= names
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_can_be_read(recipe):
+    verb = recipe.parent.name
+    invocation = parse(verb, _verb(verb).run, ["--recipe", str(recipe)])
+    given = {name: value for group in invocation.settings.values() for name, value in dataclasses.asdict(group).items()}
+    for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
+        assert str(given[name]) == str(value) or float(given[name]) == float(value)
+
+
+def test_the_tree_in_the_readmes_is_the_tree():
+    for readme in READMES:
+        (tree,) = re.findall(r"```\n(src/fivefold/\n.*?)```", readme, flags=re.DOTALL)
+        inside = re.findall(r"^  (\S+)", tree, flags=re.MULTILINE)
+        assert all((PACKAGE / name).exists() for name in inside)
+        folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+        assert folders == {name for name in inside if name.endswith("/")}
+        assert all((ROOT / name).exists() for name in re.findall(r"^(\S+/)", tree, flags=re.MULTILINE))
+
+
+def test_both_readmes_show_the_same_code():
+    english, chinese = (re.findall(r"```.*?```", readme, flags=re.DOTALL) for readme in READMES)
+    assert english == chinese
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_source_files_are_short_and_ascii(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.isascii()
+    assert len(text.splitlines()) <= 450
+
+
+def test_commands_do_not_import_what_takes_long():
+    heavy = {"torch", "transformers", "datasets", "tokenizers", "pyarrow", "matplotlib"}
+    program = (
+        "import importlib, sys\nfrom fivefold.cli import VERBS\n"
+        "for verb in VERBS: importlib.import_module(f'fivefold.commands.{verb}')\n"
+        f"print(sorted({heavy!r} & set(sys.modules)))"
+    )
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_names_a_machine_or_a_registry():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    forbidden = re.compile(r"/(work|farm|root|home/\w+)/|(py[p]i|npm[j]s|python[h]osted|[d]ebian)\.(org|com|net)")
+    for name in filter(None, files.split("\0")):
+        path = ROOT / name
+        if path.suffix in (".png",) or not path.is_file():
+            continue
+        assert not forbidden.search(path.read_text(encoding="utf-8")), name
