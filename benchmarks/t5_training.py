@@ -8,6 +8,7 @@ forward, loss, backward, clipping at 1.0, fused AdamW and zero_grad on 8 x 512 i
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -48,7 +49,7 @@ def build(library: str, size: str):
 
 
 def measure(library: str, dtype: str, size: str, steps: int, threads: int) -> None:
-    """Train a few steps and print JSON: seconds of each step, peak memory, the first loss."""
+    """Train a few steps and print JSON: seconds of each step, peak memory, the first loss, parameters."""
     import torch
 
     torch.set_num_threads(threads)
@@ -57,7 +58,7 @@ def measure(library: str, dtype: str, size: str, steps: int, threads: int) -> No
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     generator = torch.Generator().manual_seed(1)
     shape = {"input_ids": (BATCH, SOURCE), "labels": (BATCH, TARGET)}
-    batch = {name: torch.randint(3, 32000, size, generator=generator) for name, size in shape.items()}
+    batch = {name: torch.randint(3, 32000, rows, generator=generator) for name, rows in shape.items()}
     seconds, losses = [], []
     for _ in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
@@ -70,7 +71,9 @@ def measure(library: str, dtype: str, size: str, steps: int, threads: int) -> No
         losses.append(float(loss))
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds[2:], "peak_bytes": peak, "first_loss": losses[0]}))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    result = {"seconds": seconds[2:], "peak_bytes": peak, "first_loss": losses[0], "parameters": parameters}
+    print(json.dumps(result))
 
 
 def table(size: str, steps: int, rounds: int, threads: int) -> str:
@@ -84,12 +87,14 @@ def table(size: str, steps: int, rounds: int, threads: int) -> str:
                     [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
                 results.setdefault((dtype, library), []).append(json.loads(done.stdout.splitlines()[-1]))
+    (parameters,) = {run["parameters"] for runs in results.values() for run in runs}  # the same model on both sides
     lines = [
-        f"T5 v1.1 {size}, {BATCH} x {SOURCE}/{TARGET} tokens a step, {threads} threads; {rounds} processes of {steps} "
-        "steps each, taking turns. Median step, fastest to slowest in brackets.",
+        f"T5 v1.1 {size}, {parameters:,} parameters, {BATCH} x {SOURCE}/{TARGET} tokens a step, {threads} threads; "
+        f"{rounds} processes of {steps} steps each, taking turns. Median step, fastest to slowest in brackets.",
         "",
-        f"{_processor()}; torch {version('torch')}, transformers {version('transformers')}, Python "
-        f"{platform.python_version()}.",
+        f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in ("fivefold", "torch", "transformers"))
+        + ".",
         "",
         "| dtype | library | s/step | tokens/s | peak memory | first loss |",
         "| --- | --- | --- | --- | --- | --- |",

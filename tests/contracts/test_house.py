@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import re
 import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def _groups(verb):
 def test_the_program_names_every_verb_and_no_other():
     files = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
     assert set(VERBS) == files
+    for name, summary in VERBS.items():
+        assert summary
+        assert (_verb(name).__doc__ or "").splitlines()[0].endswith("."), f"{name} has no first line for its --help"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -96,15 +100,15 @@ def test_commands_do_not_import_what_takes_long():
         "for verb in VERBS: importlib.import_module(f'fivefold.commands.{verb}')\n"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
-    import sys
-
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_nothing_names_a_machine_or_a_registry():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    forbidden = re.compile(r"/(work|farm|root|home/\w+)/|(py[p]i|npm[j]s|python[h]osted|[d]ebian)\.(org|com|net)")
+    forbidden = re.compile(
+        r"/(work|farm|root|home/\w+|tmp/\w+)/|(py[p]i|npm[j]s|python[h]osted|[d]ebian)\.(org|com|net)"
+    )
     for name in filter(None, files.split("\0")):
         path = ROOT / name
         if path.suffix in (".png",) or not path.is_file():

@@ -20,7 +20,8 @@ from fivefold.training.checkpoint import verify_checkpoint
 # What commands say while all is well: a spinner's last picture, a logged step, a run that goes on - and transformers'
 # bars, which the program turns off unless the library was there before, as it is among other tests.
 PROGRESS = re.compile(
-    r"\S (reading|learning pieces|[\d,]+ documents)|step [\d,]+[:/]|going on from |resuming with |(Load|Writ)ing [a-z ]+:"
+    r"\S (reading|learning pieces|[\d,]+ documents)|step [\d,]+[:/]|going on from |resuming with "
+    r"|(Loading|Writing) [a-z ]+:"
 )
 
 Refusal = Callable[..., str]
