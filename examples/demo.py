@@ -16,7 +16,7 @@ from fivefold.data.tokens import TokenShards
 from fivefold.tokenizer.load import load_tokenizer
 
 DEMO = Path("demo")
-STEPS = 1600
+STEPS = 1200
 NUM_SENTENCES = 6
 
 HONEST = f"""

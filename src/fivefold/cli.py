@@ -5,20 +5,10 @@ import errno
 import importlib
 import logging
 import os
-import re
 import sys
 
-# Places that cannot be written: full, over a quota or a size limit, forbidden, or not what their name says.
-_PLACE_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-}
+# Places that are forbidden, or not what their name says.
+_WRONG_PLACE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 VERBS = {
     "corpora": "the corpora that --data knows by name",
@@ -51,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(verb: str, words: list[str]) -> int:
-    from fivefold.errors import FivefoldError
+    from fivefold.errors import FivefoldError, is_full_disk
     from fivefold.flags import as_recipe, parse
 
     logging.basicConfig(format="%(message)s")
@@ -77,21 +67,13 @@ def _run(verb: str, words: list[str]) -> int:
         print(f"fivefold {verb}: {str(error) or 'interrupted'}.", file=sys.stderr)
         return 130
     except Exception as error:
-        number = _os_error_number(error)
-        if number is None or number not in _PLACE_ERRORS:
+        if not is_full_disk(error) and not (isinstance(error, OSError) and error.errno in _WRONG_PLACE):
             raise
-        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        print(f"fivefold {verb}: {os.strerror(number)}{where}; make room or choose another place.", file=sys.stderr)
+        problem, file = (error.strerror, error.filename) if isinstance(error, OSError) else ("The disk is full", None)
+        where = f" ({file})" if file else ""
+        print(f"fivefold {verb}: {problem}{where}; make room or choose another place.", file=sys.stderr)
         return 2
     return 0
-
-
-def _os_error_number(error: Exception) -> int | None:
-    """The system's number of an error; libraries written in Rust have it in the text of a bare Exception only."""
-    if isinstance(error, OSError):
-        return error.errno
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return int(match[1]) if match else None
 
 
 def _overview() -> str:

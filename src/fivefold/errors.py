@@ -27,8 +27,9 @@ class ModelError(FivefoldError):
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error means that the disk, or the user's share of it, is full."""
+    """Whether an error means that there is no room: the disk, the user's share of it, or what one file may take."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in numbers
     # Libraries written in Rust, such as tokenizers, raise plain exceptions that say it in words only.
-    return f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error)
+    return any(f"(os error {number})" in str(error) for number in numbers)

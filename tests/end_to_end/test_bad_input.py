@@ -115,6 +115,8 @@ def test_commands_that_cannot_be(words, sentence, refusal, tmp_path, monkeypatch
         ({"target_length": 3}, "target_length 3 is too short"),
         ({"input_length": 4096}, "hides 227 spans and needs as many sentinels <extra_id_N>, but the tokenizer has 128"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "must be 0 or above and below 2^63"),
         ({"total_batch_size": 6}, "total_batch_size 6 does not divide into micro-batches of 4"),
         ({"total_batch_size": 8, "accumulation_steps": 3}, "total_batch_size is 8; leave one of them out"),
         ({"resume": True}, "there is no run in out"),
@@ -218,7 +220,9 @@ def test_the_checkpoint_of_another_run(changes, sentence, refusal, small_run, co
     changes = {name: names.get(value, value) for name, value in changes.items()}
     before = fingerprint(copy)
     words = small_run.pretrain(output_dir=copy, resume=True, num_training_steps=12, **changes)
-    assert sentence in refusal(*words)
+    said = refusal(*words)
+    assert sentence in said
+    assert len(said) < 500  # not every tensor of the model
     assert fingerprint(copy) == before
 
 
@@ -273,6 +277,7 @@ def _fewer_rows(folder: Path) -> None:
         (["--text", "a", "--output_file", "folder"], "is a folder"),
         (["--text", "a", "--repetition_penalty", "0"], "--repetition_penalty must be above 0"),
         (["--text", "a", "--temperature", "0.5"], "add --do_sample"),
+        (["--text", "a", "--seed", "-1"], "--seed is -1"),
         (["--text", "___ " * 129], "has 129 blanks"),
     ],
 )
@@ -362,15 +367,19 @@ def test_no_room_for_one_more_checkpoint(refusal, small_run, copy):
     verify_checkpoint(copy / "step_000012")
 
 
-def test_no_room_for_outputs_and_pictures(refusal, small_run, tmp_path):
-    (tmp_path / "inputs.txt").write_text("abc ___ def\n" * 3)
-    generate = ["generate", "--model", small_run.run / "final", "--input_file", tmp_path / "inputs.txt"]
+def test_no_room_for_outputs(refusal, small_run, tmp_path):
+    words = ["generate", "--model", small_run.run / "final", "--text", "abc ___ def"]
     with room_for(20):
-        assert "make room" in refusal(*generate, "--output_file", tmp_path / "out.jsonl")
-        assert "cannot be written" in refusal("report", small_run.run, "--output_dir", tmp_path / "report")
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["inputs.txt"]
+        assert "make room" in refusal(*words, "--output_file", tmp_path / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size_bytes", [20, 20_000, 100_000])
+def test_no_room_for_pictures(size_bytes, refusal, small_run, tmp_path):
+    with room_for(size_bytes):
+        assert "cannot be written" in refusal("report", small_run.run, "--output_dir", tmp_path)
     assert not leftovers(tmp_path)
-    assert not list((tmp_path / "report").iterdir())
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(

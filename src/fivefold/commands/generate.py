@@ -57,6 +57,8 @@ class DecodingSettings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("--max_new_tokens and --num_beams must be at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}; it must be at least 0 and below 2^63.")
         if not self.repetition_penalty > 0 or self.no_repeat_ngram_size < 0:
             raise ConfigError("--repetition_penalty must be above 0 and --no_repeat_ngram_size at least 0.")
         if not self.temperature > 0 or not 0 < self.top_p <= 1 or self.top_k < 0:

@@ -123,6 +123,7 @@ class PrepareSettings:
         """Check the numbers."""
         _check_frac(self.validation_frac)
         _check_at_least(self, "num_workers", 0)
+        _check_at_least(self, "seed", 0)
         _check_at_least(self, "shuffle_buffer_tokens", 0)
         _check_at_least(self, "tokens_per_shard", 1)
 

@@ -154,11 +154,14 @@ def _save(figure: "Figure", path: Path) -> Path:
     installed = {font.name for font in fontManager.ttflist}
     fonts = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
     fresh = path.with_name(f".{path.name}.writing")
-    with matplotlib.rc_context({"font.sans-serif": fonts}), warnings.catch_warnings():
-        # Where no font has a run's name, boxes in the legend are enough of a hint.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(fresh, format="png")
-    fresh.replace(path)
+    try:
+        with matplotlib.rc_context({"font.sans-serif": fonts}), warnings.catch_warnings():
+            # Where no font has a run's name, boxes in the legend are enough of a hint.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(fresh, format="png")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
     return path
 
 

@@ -79,8 +79,11 @@ def write_page(runs: list[RunLog], pictures: list[Path], output_dir: Path) -> Pa
     )
     path = output_dir / "report.html"
     fresh = path.with_name(f".{path.name}.writing")
-    fresh.write_text(page, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(page, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
     return path
 
 

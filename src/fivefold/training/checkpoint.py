@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -138,7 +139,7 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
     try:
         load_model(model, folder / "model.safetensors")
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = _one_line(error)
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")  # torch lists every tensor
         raise CheckpointError(f"The weights in {folder} do not fit the model of this run: {reason}.") from error
 
 

@@ -139,3 +139,5 @@ class LoopSettings:
         for name in ("eval_every", "eval_samples", "save_every", "keep_last"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 or above.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}, but it must be 0 or above and below 2^63.")
