@@ -24,8 +24,8 @@ def has_blanks(text: str) -> bool:
 class BlanksInOrder(LogitsProcessor):
     """Allows only answers of the form <extra_id_0> words <extra_id_1> words ... </s>, one part for each blank.
 
-    In training a text has many gaps, so a model mostly ends one by opening the next. After the last blank that counts as
-    the end: the end mark gets the next sentinel's score where that is higher.
+    In training a text has many gaps, so a model mostly ends one by opening the next. After the last blank that is taken
+    for the end: the end mark gets the next sentinel's score where that is higher.
 
     Args:
         sentinels: [N] ids of the sentinels, first one first.
