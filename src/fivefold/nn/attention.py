@@ -3,10 +3,11 @@
 Shapes: B batch, H heads, Q queries, K keys, D head_dim.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 # Scores handled at once by the tiled kernel: 3 heads of 512 x 512, 3 MB in float32, about a CPU core's level-2 cache.
 _TILE_SCORES = 3 * 512 * 512
@@ -42,7 +43,7 @@ def attention(
         and not q_BHQD.is_cuda
         and dropout_rate == 0.0
     ):
-        return _TiledAttention.apply(q_BHQD, k_BHKD, v_BHKD, bias, key_mask, scale)  # type: ignore[no-any-return]
+        return _TiledAttention.apply(q_BHQD, k_BHKD, v_BHKD, bias, key_mask, scale)
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
@@ -62,7 +63,7 @@ class _TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, key_mask: Tensor | None, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, key_mask: Tensor | None, scale: float
     ) -> Tensor:
         out = torch.empty_like(q)
         log_normalizer = q.new_empty(q.shape[:3], dtype=_wide(q))
@@ -76,13 +77,13 @@ class _TiledAttention(torch.autograd.Function):
             out[b, h] = (weights.to(v.dtype) @ v[b, h]).div_(total)
             log_normalizer[b, h] = (top + total.log()).squeeze(-1)
         ctx.save_for_backward(q, k, v, bias, out, log_normalizer, *([] if key_mask is None else [key_mask]))
-        ctx.scale = scale  # type: ignore[attr-defined]
+        ctx.scale = scale
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, bias, out, log_normalizer, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
-        key_mask, scale = (rest[0] if rest else None), ctx.scale  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, bias, out, log_normalizer, *rest = ctx.saved_tensors
+        key_mask, scale = (rest[0] if rest else None), ctx.scale
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         grad_bias = torch.zeros_like(bias, dtype=_wide(q))
         grad_dot_out = (grad_out.to(_wide(q)) * out).sum(-1, keepdim=True)

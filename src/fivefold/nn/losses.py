@@ -1,8 +1,9 @@
 """Cross-entropy as a sum over tokens, with z-loss and label smoothing, without a float32 copy of all logits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 # Logits handled at once, in elements: 16 MB in float32.
 _CHUNK_LOGITS = 1 << 22
@@ -27,9 +28,7 @@ def cross_entropy_sum(
         smoothing, the number whose mean is a held-out loss.
     """
     vocab_size = logits.shape[-1]
-    return _CrossEntropySum.apply(  # type: ignore[no-any-return]
-        logits.reshape(-1, vocab_size), labels.reshape(-1), z_loss, label_smoothing
-    )
+    return _CrossEntropySum.apply(logits.reshape(-1, vocab_size), labels.reshape(-1), z_loss, label_smoothing)
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -37,7 +36,7 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, logits: Tensor, labels: Tensor, z_loss: float, label_smoothing: float
+        ctx: Any, logits: Tensor, labels: Tensor, z_loss: float, label_smoothing: float
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(logits.dtype, torch.float32)
         log_z = logits.new_zeros(labels.shape, dtype=wide)
@@ -55,14 +54,14 @@ class _CrossEntropySum(torch.autograd.Function):
                 token_nll = (1 - label_smoothing) * token_nll + label_smoothing * even
             loss += token_nll.sum() + z_loss * (chunk_log_z.square() * counted).sum()
         ctx.save_for_backward(logits, labels, log_z)
-        ctx.weights = (z_loss, label_smoothing)  # type: ignore[attr-defined]
+        ctx.weights = (z_loss, label_smoothing)
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        logits, labels, log_z = ctx.saved_tensors  # type: ignore[attr-defined]
-        z_loss, label_smoothing = ctx.weights  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits, labels, log_z = ctx.saved_tensors
+        z_loss, label_smoothing = ctx.weights
         vocab_size = logits.shape[-1]
         grad_logits = torch.empty_like(logits)
         for rows in _chunks(logits):
