@@ -31,7 +31,7 @@ class BlanksInOrder(LogitsProcessor):
         sentinels: [N] ids of the sentinels, first one first.
         num_blanks: [rows] blanks of each row that is decoded (beams count as rows).
         eos_id: id of the end mark, allowed once every blank has its words.
-        forbidden: ids never to be generated: padding, rows of the table that no token has.
+        forbidden: ids never to be generated: special tokens, rows of the table that no token has.
     """
 
     def __init__(self, sentinels: Tensor, num_blanks: Tensor, eos_id: int, forbidden: Tensor) -> None:
@@ -93,12 +93,13 @@ def fill_blanks(
     input_ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=model.device)
     attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
     num_blanks = torch.isin(input_ids.cpu(), sentinels).sum(-1)
+    wordless = set(tokenizer.all_special_ids) - {eos_id, *sentinels.tolist()}
     paths = generation.get("num_beams", 1)
     processor = BlanksInOrder(
         sentinels.to(model.device),
         num_blanks.repeat_interleave(paths).to(model.device),
         eos_id,
-        torch.tensor([pad_id, *untrained_ids(model, tokenizer)], device=model.device),
+        torch.tensor(sorted(wordless | set(untrained_ids(model, tokenizer))), device=model.device),
     )
     tokens = model.generate(
         input_ids=input_ids,
