@@ -23,7 +23,7 @@ HONEST = f"""
 What this shows: the whole way from raw text to a model that writes, and a loss on unseen reviews that falls. After
 {STEPS:,} steps a 5-million-parameter T5 knows how often words occur and a little of what follows what: many of its
 guesses are commas and common words. What it cannot do: it knows no facts, answers no question and cannot chat.
-T5-small has sixteen times the parameters and read some hundred thousand times as much text; for more, the same
+T5 v1.1 small has fifteen times the parameters and read a trillion tokens, not three million; for more, the same
 commands take a larger --model_config, more --data and more steps.
 """
 

@@ -67,7 +67,7 @@ class T5PreTrainedModel(PreTrainedModel):
         """Fresh weights as T5X draws them: deviation 1/sqrt(inputs) for every projection, the output layer included.
 
         Source: t5x, examples/t5/layers.py. With deviation 1 in the output layer, as transformers had it, a new model
-        starts at ten times the loss of guessing.
+        starts far above the loss of guessing.
         """
         factor = self.config.initializer_factor
         if isinstance(module, RelativePositionBias):
