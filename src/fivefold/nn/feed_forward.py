@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -57,5 +58,6 @@ class FeedForward(nn.Module):
         hidden = F.dropout(hidden, self.dropout_rate, self.training)
         if hidden.dtype == torch.float32 and x.dtype == torch.float16:
             with torch.autocast(x.device.type, enabled=False):
-                return F.linear(hidden, self.wo.weight.float())
+                weights = {name: weight.float() for name, weight in self.wo.named_parameters()}
+                return functional_call(self.wo, weights, (hidden,))
         return self.wo(hidden)
