@@ -1,0 +1,426 @@
+"""Optimizers over pairs of factors: LORO, Muon on the fixed-rank manifold, Spectron; all else is moved by AdamW."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.errors import CheckpointError, ConfigError
+from fivefold.lowrank.convert import factor_pairs
+from fivefold.lowrank.stacks import Stack, divided, spread, stacked, stacks
+from fivefold.lowrank.tangent import DAMPING, Factors, as_gradient, balance, decompose, project
+from fivefold.lowrank.update import exact_step, lazy_step, manifold_muon_step, spectron_step
+from fivefold.optim.adamw import adamw_step
+from fivefold.optim.parameters import build_groups, parameter_kinds
+
+
+class FactorOptimizer(torch.optim.Optimizer, ABC):
+    """A `torch.optim.Optimizer` whose groups with `factors=True` hold pairs: left, right, left, right, ...
+
+    left is [m, r], right [r, n]. The parameters of the other groups are moved by torch's fused AdamW. Pairs of one
+    shape are stepped as one stack. All state belongs to parameters, so `state_dict` is an ordinary one.
+
+    Args:
+        params: parameters, or groups of them.
+        defaults: of the groups; AdamW reads `lr`, `betas`, `eps` and `weight_decay`.
+
+    Raises:
+        ConfigError: a group of factors that does not hold pairs.
+    """
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict], **defaults: Any) -> None:
+        # `fused` makes torch's load_state_dict put the step count beside the parameter, where the kernel wants it.
+        super().__init__(params, {"factors": False, **defaults, "fused": True})
+        for group in self.param_groups:
+            if group["factors"]:
+                _check_pairs(group["params"])
+        self._recovered: dict[torch.device, Tensor] = {}
+
+    def num_recovered(self) -> int:
+        """Pairs since the last call that were singular, or nearly so, and whose step was damped or left out."""
+        total = sum(int(count) for count in self._recovered.values())
+        self._recovered.clear()
+        return total
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step; a closure, if given, recomputes the loss and its gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["factors"]:
+                self._step_factors(group)
+            else:
+                self._adamw(group["params"], group, group["lr"])
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it is the state of other shapes, of factors of another rank for example.
+        """
+        sizes, own_sizes = (
+            [len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
+        )
+        if sizes != own_sizes:
+            raise CheckpointError(
+                f"The optimizer state is of another model: its groups hold {sizes} tensors, this model's {own_sizes}."
+            )
+        params = [param for group in self.param_groups for param in group["params"]]
+        for index, state in state_dict["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim > 1 and value.shape != params[index].shape:
+                    raise CheckpointError(
+                        f"The optimizer state holds {name} of shape {list(value.shape)} for a parameter of shape "
+                        f"{list(params[index].shape)}, so it belongs to another model or rank; start without it."
+                    )
+        super().load_state_dict(state_dict)
+
+    @abstractmethod
+    def _step_factors(self, group: dict[str, Any]) -> None:
+        """Step all pairs of a group that have gradients."""
+
+    def _adamw(self, params: Sequence[Tensor], group: dict[str, Any], lr: float) -> None:
+        params = [param for param in params if param.grad is not None]
+        grads = [param.grad for param in params if param.grad is not None]
+        adamw_step(params, grads, [self.state[param] for param in params], group | {"lr": lr})
+
+    def _state(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
+        """The state of this name of each parameter, zero at first."""
+        for param in params:
+            if name not in self.state[param]:
+                self.state[param][name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return [self.state[param][name] for param in params]
+
+    def _steps(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """The updates in each parameter's moments, as the kernel counts them."""
+        for param in params:
+            self.state[param].setdefault("step", torch.zeros((), dtype=torch.float32, device=param.device))
+        return [self.state[param]["step"] for param in params]
+
+    def _averages(self, name: str, stack: Stack) -> Factors:
+        return Factors(*(stacked(self._state(name, side)) for side in stack.sides))
+
+    def _keep(self, name: str, stack: Stack, values: Factors) -> None:
+        """Remember averages, but what is not finite: a single bad gradient would stay in one for ever."""
+        for side, value in zip(stack.sides, values, strict=True):
+            states = self._state(name, side)
+            finite = value.isfinite().flatten(1).all(1)
+            spread(states, torch.where(finite[:, None, None], value, stacked(states)))
+
+    def _write(self, stack: Stack, old: Factors, new: Factors, is_singular: Tensor | None = None) -> Factors:
+        """Give the pairs their new factors, but where these are not finite leave the old; returns what they have."""
+        finite = new.left.isfinite().flatten(1).all(1) & new.right.isfinite().flatten(1).all(1)
+        kept = Factors(*(torch.where(finite[:, None, None], now, was) for now, was in zip(new, old, strict=True)))
+        for side, value in zip(stack.sides, kept, strict=True):
+            spread(side, value)
+        count = (~finite if is_singular is None else ~finite | is_singular).sum()
+        self._recovered[count.device] = self._recovered.get(count.device, 0) + count
+        return kept
+
+
+class LOROAdamW(FactorOptimizer):
+    """LORO: factor Adam with a Riemannian step on W = left right every `loro_freq` updates.
+
+    Source: Mo, Huang and Pan, "Parameter and Memory Efficient Pretraining via Low-rank Riemannian Optimization" (ICLR
+    2025), Algorithm 1.
+    Differs: `step()` is the standard one and counts by itself; weight decay is honoured in both kinds of step; solves
+    are damped, so that singular factors neither crash nor blow up; pairs of one shape go through the linear algebra
+    together, divided among the processes of a `torch.distributed` group.
+
+    Args:
+        params: groups of parameters, see `factor_groups`; those of factors may bring an `lr_scale`.
+        lr, betas, eps, weight_decay: as in AdamW.
+        loro_type: what every `loro_freq`-th update is: loro the exact step; rebalance a lazy step like the others and
+            then balanced factors of the same W; eucl nothing but a lazy step.
+        loro_freq: updates from one such step to the next.
+        refresh: whose Adam state is wiped every `refresh_freq` updates: reg (what is not factored), lrk (factors), all.
+        momentum: what becomes of the factors' first moments when the factors change their basis: factor leaves them as
+            they are, as the reference does; tangent carries them over, and a refresh wipes of their second moments
+            only what belongs to the old basis, see `_forget_basis`.
+        scale_exact: `lr_scale` holds for exact steps too, not for lazy ones alone as published.
+        damping: see `tangent.damped_inverse`; more than the mathematics needs, because Adam makes every entry of a
+            direction about 1, also where a thin factor divides it.
+
+    Raises:
+        ConfigError: a frequency below 1, a refresh without its frequency, or a group of factors that holds no pairs.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        loro_type: Literal["loro", "rebalance", "eucl"] = "loro",
+        loro_freq: int = 1,
+        refresh: Literal["none", "reg", "lrk", "all"] = "none",
+        refresh_freq: int = 0,
+        momentum: Literal["factor", "tangent"] = "factor",
+        scale_exact: bool = False,
+        damping: float = 1e-2,
+    ) -> None:
+        if loro_freq < 1:
+            raise ConfigError(f"loro_freq is {loro_freq}, but it must be 1 (every update) or above.")
+        if refresh != "none" and refresh_freq < 1:
+            raise ConfigError(
+                f"loro_refresh {refresh} got loro_refresh_freq {refresh_freq}; give the updates between two refreshes, "
+                "such as 500."
+            )
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            lr_scale=1.0,
+            loro_type=loro_type,
+            loro_freq=loro_freq,
+            refresh=refresh,
+            refresh_freq=refresh_freq,
+            momentum=momentum,
+            scale_exact=scale_exact,
+            damping=damping,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step and wipe what is due; a closure, if given, recomputes the loss and its gradients first."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            updates = 1 + self._updates(group)
+            for param in group["params"]:
+                self.state[param]["updates"] = updates
+            is_meant = group["refresh"] in ("all", "lrk" if group["factors"] else "reg")
+            if is_meant and updates % group["refresh_freq"] == 0:
+                self._refresh(group)
+        return loss
+
+    def _updates(self, group: dict[str, Any]) -> int:
+        return self.state[group["params"][0]].get("updates", 0)
+
+    def _step_factors(self, group: dict[str, Any]) -> None:
+        is_special = group["loro_type"] != "eucl" and (1 + self._updates(group)) % group["loro_freq"] == 0
+        lazy_lr = group["lr"] * group["lr_scale"]
+        if not is_special:
+            self._adamw(group["params"], group, lazy_lr)
+            return
+        exact_lr = lazy_lr if group["scale_exact"] else group["lr"]
+        for stack in stacks(group["params"]):
+            old, direction = stack.factors(), self._direction(stack, group)
+            if group["loro_type"] == "rebalance":
+                old = self._write(stack, old, lazy_step(old, direction, lazy_lr, group["weight_decay"]))
+            is_carried = group["momentum"] == "tangent"
+            average = self._averages("exp_avg", stack) if is_carried else ()
+            move = partial(_change_basis, group=group, lr=exact_lr)
+            left, right, is_singular, *average = divided(move, *old, *direction, *average)
+            self._write(stack, old, Factors(left, right), is_singular.bool())
+            if is_carried:
+                self._keep("exp_avg", stack, Factors(*average))
+
+    def _direction(self, stack: Stack, group: dict[str, Any]) -> Factors:
+        """Update the moments; what Adam would subtract from each factor, lr aside."""
+        beta1, beta2 = group["betas"]
+        gradient = stack.gradients()
+        first = _blend(self._averages("exp_avg", stack), gradient, beta1)
+        second = _blend(self._averages("exp_avg_sq", stack), Factors(*(grad.square() for grad in gradient)), beta2)
+        self._keep("exp_avg", stack, first)
+        self._keep("exp_avg_sq", stack, second)
+        for count in self._steps([*stack.lefts, *stack.rights]):
+            count += 1
+        steps = torch.stack(self._steps(stack.lefts))[:, None, None].to(gradient.left.dtype)
+        scale, bias = _one_minus_power(beta1, steps), _one_minus_power(beta2, steps)
+        return Factors(*(m / scale / ((v / bias).sqrt() + group["eps"]) for m, v in zip(first, second, strict=True)))
+
+    def _refresh(self, group: dict[str, Any]) -> None:
+        carried = group["factors"] and group["momentum"] == "tangent"
+        for index, param in enumerate(group["params"]):
+            state = self.state[param]
+            if "exp_avg_sq" in state and carried:
+                _forget_basis(state["exp_avg_sq"], is_left=index % 2 == 0)
+            elif "exp_avg_sq" in state:
+                for name in ("step", "exp_avg", "exp_avg_sq"):
+                    state[name].zero_()
+
+
+def _change_basis(*stack: Tensor, group: dict[str, Any], lr: float) -> tuple[Tensor, ...]:
+    """From factors, directions and perhaps first moments to new factors, what was singular, and moments to match."""
+    old, direction = Factors(*stack[:2]), Factors(*stack[2:4])
+    point = decompose(old, group["damping"])
+    is_exact = group["loro_type"] == "loro"
+    new = exact_step(point, direction, lr, group["weight_decay"]) if is_exact else balance(point)
+    carried = as_gradient(point, project(point, Factors(*stack[4:])), new) if len(stack) > 4 else ()
+    return *new, point.is_singular.to(torch.uint8), *carried
+
+
+def _forget_basis(second_moment: Tensor, *, is_left: bool) -> None:
+    """Replace a factor's second moments by their mean over the rank, which a rotation of the basis leaves alone.
+
+    Wiped, they would make the next update an old first moment over the root of a single new square: thousands of times
+    too long.
+    """
+    second_moment.copy_(second_moment.mean(1 if is_left else 0, keepdim=True).expand_as(second_moment))
+
+
+class LOROMuon(FactorOptimizer):
+    """Muon on the manifold of fixed-rank matrices: `update.manifold_muon_step` on each pair, at each update.
+
+    The momentum is an average of raw gradients, kept as the pair (X right^T, left^T X) at the present factors and
+    carried along by projection when these move. `lr` is in Adam's scale: the update of a matrix of full rank would have
+    an RMS of 0.2 lr.
+
+    Args:
+        params: groups of parameters, see `factor_groups`.
+        lr: learning rate.
+        beta: decay of the momentum; the step looks ahead as Nesterov's does.
+        betas, eps: AdamW's, for what is not factored.
+        weight_decay: part of W taken off a step, times lr.
+        damping: see `tangent.damped_inverse`.
+
+    Raises:
+        ConfigError: a group of factors that does not hold pairs.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-2,
+        beta: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        damping: float = DAMPING,
+    ) -> None:
+        super().__init__(params, lr=lr, beta=beta, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.damping = damping
+
+    def _step_factors(self, group: dict[str, Any]) -> None:
+        for stack in stacks(group["params"]):
+            old, gradient = stack.factors(), stack.gradients()
+            momentum = _blend(self._averages("momentum", stack), gradient, group["beta"])
+            point = decompose(old, self.damping)
+            ahead = _blend(momentum, gradient, group["beta"])
+            new = manifold_muon_step(point, ahead, group["lr"], group["weight_decay"])
+            new = self._write(stack, old, new, point.is_singular)
+            self._keep("momentum", stack, as_gradient(point, project(point, momentum), new))
+
+
+class Spectron(FactorOptimizer):
+    """Spectron: orthogonalised momentum on each factor, its step bounded by the factors' spectral norms.
+
+    Source: Janson, Oyallon and Belilovsky, arXiv:2602.12429; the step itself is `update.spectron_step`.
+
+    Args:
+        params: groups of parameters, see `factor_groups`.
+        lr: about the largest change of W a step, in spectral norm.
+        beta: decay of the momentum.
+        betas, eps: AdamW's, for what is not factored.
+        weight_decay: part of each factor taken off a step, times its step.
+
+    Raises:
+        ConfigError: a group of factors that does not hold pairs.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-1,
+        beta: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, beta=beta, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _step_factors(self, group: dict[str, Any]) -> None:
+        for stack in stacks(group["params"]):
+            old = stack.factors()
+            momentum = _blend(self._averages("momentum", stack), stack.gradients(), group["beta"])
+            probes = Factors(*(stacked(self._probes(side)).unsqueeze(-1) for side in stack.sides))
+            new, probes = spectron_step(old, momentum, group["lr"], probes, group["weight_decay"])
+            self._write(stack, old, new)
+            self._keep("momentum", stack, momentum)
+            for side, probe in zip(stack.sides, probes, strict=True):
+                spread(self._probes(side), probe.squeeze(-1))
+
+    def _probes(self, side: Sequence[Tensor]) -> list[Tensor]:
+        for param in side:
+            rank = min(param.shape)
+            self.state[param].setdefault("probe", param.new_full((rank,), rank**-0.5))
+        return [self.state[param]["probe"] for param in side]
+
+
+def num_recovered(optimizer: torch.optim.Optimizer) -> int | None:
+    """`FactorOptimizer.num_recovered`, or None for any other optimizer."""
+    return optimizer.num_recovered() if isinstance(optimizer, FactorOptimizer) else None
+
+
+def factor_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    dense_lr: float,
+    weight_decay: float,
+    lr_scale: Callable[[int, int, int], float] = lambda rank, largest_side, hidden_size: 1.0,
+) -> list[dict[str, Any]]:
+    """Groups for a `FactorOptimizer`: pairs of factors, then other matrices, embeddings and output layer, and the rest.
+
+    Args:
+        lr: of factors and other matrices inside the network.
+        dense_lr: of embeddings, output layer, norms and biases.
+        weight_decay: of all but norms, biases and relative-position tables.
+        lr_scale: from a pair's rank and larger side and the model's hidden size to the pair's `lr_scale`.
+
+    Returns:
+        Groups with `lr`, `base_lr` (what `set_lr` multiplies), `weight_decay`, `factors` and `lr_scale`.
+    """
+    # A T5's configuration calls it d_model, and hidden_size too.
+    hidden_size = getattr(getattr(model, "config", None), "hidden_size", 0)
+    pairs: dict[float, list[Tensor]] = {}
+    layers = {id(layer.left.weight): layer for _, layer in factor_pairs(model)}  # shared factors are one pair
+    for layer in layers.values():
+        if layer.left.weight.requires_grad and layer.right.weight.requires_grad:
+            scale = lr_scale(layer.rank, max(layer.in_features, layer.out_features), hidden_size)
+            pairs.setdefault(scale, []).extend((layer.left.weight, layer.right.weight))
+    paired = {id(param) for params in pairs.values() for param in params}
+    hidden, tables, plain = parameter_kinds(model)
+    others = [param for param in hidden if id(param) not in paired]
+    dense = {"factors": False, "lr_scale": 1.0}
+    return build_groups(
+        [
+            *((params, lr, weight_decay, {"factors": True, "lr_scale": scale}) for scale, params in pairs.items()),
+            (others, lr, weight_decay, dense),
+            (tables, dense_lr, weight_decay, dense),
+            (plain, dense_lr, 0.0, dense),
+        ]
+    )
+
+
+def _blend(average: Factors, fresh: Factors, beta: float) -> Factors:
+    return Factors(*(old.lerp(new, 1 - beta) for old, new in zip(average, fresh, strict=True)))
+
+
+def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
+    """1 - beta^steps, without the cancellation that costs float32 four digits at the first steps."""
+    return -torch.expm1(steps * (math.log(beta) if beta else -math.inf))
+
+
+def _check_pairs(params: Sequence[Tensor]) -> None:
+    if len(params) % 2:
+        raise ConfigError(f"A group of factors holds {len(params)} tensors, but it must hold pairs of left and right.")
+    for left, right in zip(params[::2], params[1::2], strict=True):
+        is_pair = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]
+        if not is_pair or left.shape[1] > min(left.shape[0], right.shape[1]):
+            raise ConfigError(
+                f"A group of factors holds {list(left.shape)} followed by {list(right.shape)}, but it must hold pairs "
+                "left [m, r], right [r, n] with r at most m and n: make it with factor_groups."
+            )

@@ -1,0 +1,1 @@
+"""Update rules that torch does not have, each a `torch.optim.Optimizer`."""
