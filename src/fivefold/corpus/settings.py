@@ -1,6 +1,6 @@
 """Which text to read, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -8,8 +8,9 @@ from typing import Literal
 class CorpusSettings:
     """Where the text comes from."""
 
-    data: list[str]
-    """Files, folders, globs, catalogue names or Hub ids, read in this order."""
+    data: list[str] = field(default_factory=list)
+    """Files, folders, globs, catalogue names or Hub ids, read in this order. Only pretrain goes without: it then takes
+    c4_en, C4's English pages."""
     data_config: str | None = None
     """Configuration of the Hub data sets in --data, such as a language; catalogue names bring their own."""
     data_split: str = "train"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CorpusSettings
-from fivefold.data.corruption import build_corruption, special_id
+from fivefold.data.corruption import build_corruption, padding_id, special_id
 from fivefold.data.held_out import hold_out
 from fivefold.data.pairs import PairSource
 from fivefold.data.settings import DataSettings, ObjectiveSettings
@@ -30,8 +30,15 @@ EVALUATION_SEED = 0x5EED
 _RECORDS_PER_BATCH = 1000
 
 
-def open_tokenizer(corpus: CorpusSettings, data: DataSettings) -> "PreTrainedTokenizerBase":
+def open_tokenizer(
+    corpus: CorpusSettings, data: DataSettings, *, is_offline: bool = False
+) -> "PreTrainedTokenizerBase":
     """The tokenizer that `--tokenizer` names, else the one that a prepared folder brings.
+
+    Args:
+        corpus: may name a prepared folder.
+        data: may name a tokenizer.
+        is_offline: of the Hub's tokenizers, only what is on this machine already.
 
     Raises:
         ConfigError: neither is there.
@@ -43,8 +50,8 @@ def open_tokenizer(corpus: CorpusSettings, data: DataSettings) -> "PreTrainedTok
             raise ConfigError(
                 "--tokenizer is missing: text needs one; only what `fivefold prepare` made brings its own."
             )
-        return load_tokenizer(data.tokenizer)
-    tokenizer = load_tokenizer(data.tokenizer or folder / TOKENIZER)
+        return load_tokenizer(data.tokenizer, is_offline=is_offline)
+    tokenizer = load_tokenizer(data.tokenizer or folder / TOKENIZER, is_offline=is_offline)
     if tokenizer_fingerprint(tokenizer) != TokenIndex.load(folder / TRAIN).tokenizer_fingerprint:
         raise DataError(
             f"{folder} was prepared with another tokenizer than {data.tokenizer or folder / TOKENIZER}; leave "
@@ -78,7 +85,7 @@ def build_sources(
     Raises:
         ConfigError, DataError: settings or data that do not work.
     """
-    folder = prepared_folder(corpus)
+    data, folder = data.for_objective(objective.objective), prepared_folder(corpus)
     for name in data.validation_data:
         if _is_prepared(Path(name).expanduser()):
             raise ConfigError(f"--validation_data names {name}, which is prepared; give text, or use it as --data.")
@@ -87,7 +94,7 @@ def build_sources(
             raise ConfigError(f"--objective seq2seq needs prompts and responses, but {folder} holds prepared text.")
         _refuse_unused(data, ("append_eos_to_documents", "shuffle_documents"), "--objective seq2seq")
         return _pair_sources(corpus, data, objective, tokenizer, seed)
-    _refuse_unused(data, ("prompt_field", "response_field"), f"--objective {objective.objective}")
+    _refuse_unused(data, ("prompt_field", "response_field"), f"--objective {objective.objective or 'span'}")
     if folder:
         unused = ("validation_frac", "shuffle_documents", *(() if data.validation_data else ("validation_documents",)))
         _refuse_unused(data, unused, f"{folder}, which is prepared")
@@ -125,8 +132,8 @@ def _text_sources(
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
 ) -> tuple[Source, Source | None]:
-    pad_id, eos_id = special_id(tokenizer, "pad_token"), special_id(tokenizer, "eos_token")
-    mark = eos_id if data.append_eos_to_documents else None
+    pad_id = padding_id(tokenizer, objective)
+    mark = special_id(tokenizer, "eos_token") if data.append_eos_to_documents else None
     corruption = build_corruption(objective, tokenizer, seed)
     encode, text_field = CorpusEncoder(tokenizer), corpus.text_field
     validation_tokens = None
@@ -181,8 +188,8 @@ def _pair_sources(
             raise DataError("There are no pairs to train on: everything is held out, or the data are empty.")
         return PairSource(
             *sides,
-            input_length=objective.input_length,
-            target_length=objective.target_length or objective.input_length,
+            input_length=objective.sample_length,
+            target_length=objective.target_length or objective.sample_length,
             eos_id=eos_id,
             pad_id=pad_id,
             seed=source_seed,

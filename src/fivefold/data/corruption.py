@@ -115,11 +115,23 @@ class PrefixSplit(Corruption):
         return prefix_split(rows, seed=self._seed, sample_ids=sample_ids, eos_id=self._eos_id)
 
 
+class WholeText(Corruption):
+    """Hides nothing: causal language modelling, where a decoder reads and predicts the same tokens."""
+
+    def __init__(self, *, input_length: int):
+        """Take as much text as a sample may have."""
+        self.window_lengths = np.array([input_length], np.int64)
+
+    def corrupted(self, rows: Rows, sample_ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """The rows themselves, as inputs and as targets; a model shifts the targets by one itself."""
+        return rows, rows
+
+
 def build_corruption(objective: ObjectiveSettings, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Corruption:
     """The self-supervised objective that the settings describe.
 
     Args:
-        objective: span, ul2 or prefix.
+        objective: span (which None means), ul2, prefix or causal.
         tokenizer: brings the end mark, the sentinels and the mode tokens.
         seed: the run's seed.
 
@@ -127,12 +139,14 @@ def build_corruption(objective: ObjectiveSettings, tokenizer: "PreTrainedTokeniz
         ConfigError: lengths that are too short.
         DataError: a tokenizer without an end mark, without enough sentinels, or without the mode tokens asked for.
     """
+    input_length, target_length = objective.sample_length, objective.target_length
+    if objective.objective == "causal":
+        return WholeText(input_length=input_length)
     eos_id = special_id(tokenizer, "eos_token")
-    input_length, target_length = objective.input_length, objective.target_length
     if objective.objective == "prefix":
         return PrefixSplit(input_length=input_length, target_length=target_length, seed=seed, eos_id=eos_id)
     denoisers, mode_ids = UL2, None
-    if objective.objective == "span":
+    if objective.objective in ("span", None):
         denoisers = (Denoiser(objective.noise_density, objective.mean_span_length),)
         needed = raw_lengths(input_length, objective.noise_density, objective.mean_span_length)[1]
         if target_length is not None and target_length < needed:
@@ -162,8 +176,15 @@ def special_id(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
     """
     token_id = getattr(tokenizer, f"{name}_id")
     if token_id is None:
-        raise DataError(f"The tokenizer has no {name}; T5 needs one: train one with `fivefold tokenizer`.")
+        raise DataError(f"The tokenizer has no {name}, which training needs: train one with `fivefold tokenizer`.")
     return token_id
+
+
+def padding_id(tokenizer: "PreTrainedTokenizerBase", objective: ObjectiveSettings) -> int:
+    """What fills a row up: the pad token, or for a decoder without one, whose loss leaves padding out, the end mark."""
+    if objective.objective == "causal" and tokenizer.pad_token_id is None:
+        return special_id(tokenizer, "eos_token")
+    return special_id(tokenizer, "pad_token")
 
 
 def _mode_ids(tokenizer: "PreTrainedTokenizerBase", tokens: list[str], wanted: bool | None) -> NDArray | None:

@@ -1,6 +1,6 @@
 """What a user can say about tokens, objectives and batches."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fivefold.errors import ConfigError
@@ -14,9 +14,11 @@ class DataSettings:
     """How text becomes training data."""
 
     tokenizer: str | None = None
-    """Tokenizer folder or Hub id; without it, the one inside the prepared folder."""
+    """Tokenizer folder or Hub id; without it, the one inside the prepared folder; for text, the one of --model, or for
+    a fresh model t5-base."""
     validation_data: list[str] = field(default_factory=list)
-    """Files, folders, catalogue names or Hub ids for the held-out loss, instead of a held-out share of the data."""
+    """Files, folders, catalogue names or Hub ids for the held-out loss, instead of a held-out share of the data; C4's
+    own when --data is left out."""
     validation_split: str = "validation"
     """Split of the Hub data sets in --validation_data."""
     validation_frac: float = 0.01
@@ -25,8 +27,9 @@ class DataSettings:
     """Most documents to measure the held-out loss on when they are not prepared."""
     shuffle_documents: int = 1000
     """Streamed documents read, tokenised and shuffled together; 1 keeps their order."""
-    append_eos_to_documents: bool = False
-    """Put an end mark after every document, as Hugging Face's T5 scripts do; T5 itself puts nothing there."""
+    append_eos_to_documents: bool | None = None
+    """Put an end mark after every document, as Hugging Face's T5 scripts do; by default for --objective causal only, as
+    T5 itself puts nothing there."""
     prompt_field: str = "prompt"
     """Field of a record that holds the prompt, for --objective seq2seq."""
     response_field: str = "response"
@@ -38,15 +41,22 @@ class DataSettings:
         for name in ("validation_documents", "shuffle_documents"):
             _check_at_least(self, name, 1)
 
+    def for_objective(self, objective: str | None) -> "DataSettings":
+        """The same settings with what the objective decides filled in."""
+        if self.append_eos_to_documents is not None or objective == "seq2seq":
+            return self
+        return replace(self, append_eos_to_documents=objective == "causal")
+
 
 @dataclass
 class ObjectiveSettings:
     """What the model learns to do with the data."""
 
-    objective: Literal["span", "ul2", "prefix", "seq2seq"] = "span"
-    """T5's span corruption, UL2's seven denoisers in equal parts, prefix language modelling, or prompt to response."""
-    input_length: int = 512
-    """Tokens of an encoder input, end mark included."""
+    objective: Literal["span", "ul2", "prefix", "causal", "seq2seq"] | None = None
+    """T5's span corruption, UL2's seven denoisers in equal parts, prefix language modelling, a decoder's next token
+    (causal), or prompt to response; by default span for t5 and causal for llama."""
+    input_length: int | None = None
+    """Tokens of an encoder input, end mark included, by default 512; or of a decoder's sample, by default 256."""
     target_length: int | None = None
     """Tokens of a target, end mark included; by default what span corruption needs, else the input length."""
     noise_density: float = 0.15
@@ -65,15 +75,48 @@ class ObjectiveSettings:
             raise ConfigError(f"noise_density is {self.noise_density}; give a share between 0 and 1, such as 0.15.")
         if not self.mean_span_length >= 1:
             raise ConfigError(f"mean_span_length is {self.mean_span_length}; give at least 1 token, such as 3.")
-        if self.objective != "span" and (self.noise_density, self.mean_span_length) != (0.15, 3.0):
+        if self.objective not in ("span", None) and (self.noise_density, self.mean_span_length) != (0.15, 3.0):
             raise ConfigError(
                 "noise_density and mean_span_length belong to --objective span, but the objective is "
                 f"{self.objective}; leave them out."
             )
         if self.objective != "ul2" and self.mode_tokens is not None:
             raise ConfigError(
-                f"mode_tokens belongs to --objective ul2, but the objective is {self.objective}; leave it out."
+                f"mode_tokens belongs to --objective ul2, but the objective is {self.objective or 'another'}; leave it "
+                "out."
             )
+        if self.objective == "causal" and self.target_length is not None:
+            raise ConfigError(
+                "target_length would change nothing with --objective causal, whose input is its own target; leave it "
+                "out."
+            )
+        if self.objective == "causal" and self.input_length == 1:
+            raise ConfigError("input_length is 1, but --objective causal needs a token to read and one to predict.")
+
+    def for_family(self, family: str | None) -> "ObjectiveSettings":
+        """The same settings with the family's own objective filled in: span for t5, causal for llama.
+
+        Raises:
+            ConfigError: an objective that the family cannot learn.
+        """
+        own = "causal" if family == "llama" else "span"
+        objective = self.objective or own
+        if objective != "causal" and family == "llama":
+            raise ConfigError(
+                f"--objective {objective} needs an encoder, but the model is a decoder, which learns causal only so "
+                "far; leave --objective out, or train a T5."
+            )
+        if objective == "causal" and family != "llama":
+            raise ConfigError(
+                "--objective causal is for decoders, but the model is a T5; leave it out, or give --model_type llama."
+            )
+        settings = replace(self, objective=objective)
+        return replace(settings, input_length=settings.sample_length)
+
+    @property
+    def sample_length(self) -> int:
+        """`input_length`, or what it is by default."""
+        return self.input_length or (256 if self.objective == "causal" else 512)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Cross-entropy of targets given inputs: span corruption, its relatives, and prompt to response."""
 
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ class Seq2SeqObjective:
     """
 
     def __init__(self, settings: LossSettings) -> None:
-        self.settings = settings
+        self._terms = asdict(settings.for_family("t5"))
 
     def count(self, batch: Batch) -> int:
         """Target tokens."""
@@ -36,8 +37,4 @@ class Seq2SeqObjective:
             attention_mask=batch.get("attention_mask"),
             decoder_input_ids=bare.prepare_decoder_input_ids_from_labels(labels),
         ).logits
-        return LossTerms(
-            *cross_entropy_sum(
-                logits, labels, z_loss=self.settings.z_loss, label_smoothing=self.settings.label_smoothing
-            )
-        )
+        return LossTerms(*cross_entropy_sum(logits, labels, **self._terms))

@@ -93,7 +93,9 @@ def check_loaded(name_or_path: str | PathLike[str], info: dict[str, Any]) -> Non
         problem = f"{missing[0]} is missing"
     else:
         if unused := sorted(info["unexpected_keys"]):
-            log.warning("%s: %d stored weights have no place in a T5, such as %s", name_or_path, len(unused), unused[0])
+            log.warning(
+                "%s: %d stored weights have no place in the model, such as %s", name_or_path, len(unused), unused[0]
+            )
         return
     others = len(misshapen) + len(missing) - 1
     more = f" ({others} more like it)" if others else ""
@@ -113,11 +115,20 @@ def read_config(name_or_path: str | PathLike[str], **hub: Any) -> T5Config:
         CheckpointError: there is none, or it is no JSON.
         ModelError: it is not a T5's.
     """
+    # Not from_pretrained: it warns of every model type but t5, which from_dict knows how to read.
+    return T5Config.from_dict(read_config_fields(name_or_path, **hub))
+
+
+def read_config_fields(name_or_path: str | PathLike[str], **hub: Any) -> dict[str, Any]:
+    """What a stored model's config.json holds, whatever the model is; arguments as `read_config`.
+
+    Raises:
+        CheckpointError: there is none, or it is no JSON.
+    """
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
         raise CheckpointError(f"{name_or_path} holds no config.json; give the folder of a saved model.")
     try:
-        # Not from_pretrained: it warns of every model type but t5, which from_dict knows how to read.
-        return T5Config.from_dict(T5Config.get_config_dict(name_or_path, **hub)[0])
+        return T5Config.get_config_dict(name_or_path, **hub)[0]
     except OSError as error:
         raise CheckpointError(
             f"No model at {name_or_path!s}: it is no local folder with a config.json, and as a Hub id it could not be "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 
 
-def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name_or_path: str | Path, *, is_offline: bool = False) -> "PreTrainedTokenizerBase":
     """Open a tokenizer.
 
     Args:
         name_or_path: a local folder, else a Hub id.
+        is_offline: of the Hub's, only what is on this machine already.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -28,8 +30,12 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
     is_local = folder.is_dir()
     if is_local and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise DataError(f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)} in it.")
+    offline = {"local_files_only": True} if is_offline else {}
+    # It reads the config.json beside the tokenizer too, and wonders at the type of a low-rank model.
+    library = logging.getLogger("transformers.configuration_utils")
+    before, library.disabled = library.disabled, True
     try:
-        return AutoTokenizer.from_pretrained(str(folder if is_local else name_or_path))
+        return AutoTokenizer.from_pretrained(str(folder if is_local else name_or_path), **offline)
     except Exception as error:  # the library raises whatever a broken file or a missing network leads to
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         if not is_local:
@@ -40,6 +46,8 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
         if not (folder / "tokenizer.json").is_file():
             reason += "; such a folder needs the extra fivefold[sentencepiece]"
         raise DataError(f"the tokenizer in {folder} cannot be opened ({reason}): make or fetch it again.") from error
+    finally:
+        library.disabled = before
 
 
 def check_fits(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.build import build_sources, open_tokenizer
 from fivefold.data.corruption import build_corruption
+from fivefold.data.defaults import with_defaults
 from fivefold.data.held_out import is_held_out
 from fivefold.data.preparation import prepare_tokens
 from fivefold.data.settings import DataSettings, ObjectiveSettings, PrepareSettings
@@ -18,6 +19,8 @@ from fivefold.data.tokens import TOKENIZER, TRAIN
 from fivefold.errors import ConfigError, DataError
 from fivefold.tokenizer.encode import CorpusEncoder
 from fivefold.tokenizer.save import save_tokenizer
+from fivefold.tokenizer.settings import TokenizerSettings
+from fivefold.tokenizer.train import train_tokenizer
 
 FRAC = 0.1
 
@@ -81,7 +84,7 @@ def test_held_out_texts_are_measured_on_and_not_trained_on(how, text_file, prepa
 
 
 def test_validation_does_not_depend_on_the_seed(text_file, prepared, tokenizer) -> None:
-    for objective in ("span", "ul2", "prefix"):
+    for objective in ("span", "ul2", "prefix", "causal"):
         settings = ObjectiveSettings(objective, 48)
         made = []
         for seed in (0, 1):
@@ -194,6 +197,9 @@ def test_corruptions_that_cannot_work_are_refused(tokenizer) -> None:
         ({"mean_span_length": 0.5}, "mean_span_length is 0.5"),
         ({"objective": "ul2", "noise_density": 0.3}, "belong to --objective span"),
         ({"mode_tokens": True}, "belongs to --objective ul2"),
+        ({"objective": "causal", "target_length": 9}, "target_length would change nothing"),
+        ({"objective": "causal", "noise_density": 0.3}, "belong to --objective span"),
+        ({"objective": "causal", "input_length": 1}, "a token to read and one to predict"),
     ],
 )
 def test_objective_settings_are_checked(changes: dict[str, Any], message: str) -> None:
@@ -247,6 +253,57 @@ def test_end_marks_between_documents_on_request(prepared, text_file, tokenizer, 
         assert sorted(seen.split("</s>")) == ["", *sorted(held_out)]
 
 
+@pytest.mark.parametrize("how", ["stream", "prepared"])
+def test_causal_samples_are_the_documents_with_their_end_marks(how, text_file, prepared, texts, tokenizer) -> None:
+    corpus = CorpusSettings([str(text_file if how == "stream" else prepared)])
+    data = DataSettings(validation_frac=FRAC, shuffle_documents=1) if how == "stream" else DataSettings()
+
+    def documents(data: DataSettings) -> list[list[str]]:
+        found = []
+        for source in build_sources(corpus, data, ObjectiveSettings("causal", 64), tokenizer, seed=0):
+            assert source is not None
+            batch = source.batch(np.arange(source.samples_per_epoch or 80))
+            ids = batch["input_ids"][batch["labels"] != -100]
+            found.append(tokenizer.decode(ids.tolist()).split("</s>"))
+        return found
+
+    training, validation = documents(data)
+    held_out = [text for text in texts if is_held_out(text, FRAC)]
+    assert sorted(validation) == ["", *sorted(held_out)]
+    if how == "stream":
+        assert training[:-1] == [text for text in texts if not is_held_out(text, FRAC)][: len(training) - 1]
+    unmarked = documents(replace(data, append_eos_to_documents=False))
+    assert [len(parts) for parts in unmarked] == [1, 1]
+
+
+def test_a_decoder_needs_no_pad_token(text_file, texts) -> None:
+    trained = train_tokenizer(texts, TokenizerSettings(output_dir="", vocab_size=500, num_sentinels=100)).tokenizer
+    trained.pad_token = None
+    corpus, data = CorpusSettings([str(text_file)]), DataSettings(validation_frac=FRAC)
+    _, validation = build_sources(corpus, data, ObjectiveSettings("causal", 64), trained, seed=0)
+    assert validation is not None
+    batch = validation.batch(np.arange(validation.samples_per_epoch or 0))
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert (batch["input_ids"][padding] == trained.eos_token_id).all()
+    assert (batch["labels"][padding] == -100).all()
+    with pytest.raises(DataError, match="no pad_token"):
+        build_sources(corpus, data, ObjectiveSettings("span", 64), trained, seed=0)
+
+
+def test_each_family_has_its_objective() -> None:
+    assert ObjectiveSettings().for_family("t5") == ObjectiveSettings("span", input_length=512)
+    assert ObjectiveSettings().for_family("llama") == ObjectiveSettings("causal", input_length=256)
+    assert ObjectiveSettings("ul2", input_length=9).for_family("t5") == ObjectiveSettings("ul2", input_length=9)
+    for objective in ("span", "ul2", "prefix", "seq2seq"):
+        with pytest.raises(ConfigError, match=f"--objective {objective} needs an encoder"):
+            ObjectiveSettings(objective).for_family("llama")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is for decoders"):
+        ObjectiveSettings("causal").for_family("t5")
+    with pytest.raises(ConfigError, match="target_length would change nothing"):
+        ObjectiveSettings(target_length=5).for_family("llama")
+
+
 def test_prepared_tokens_are_those_of_the_documents(prepared, tokenizer, texts) -> None:
     from fivefold.data.tokens import TokenShards
 
@@ -255,3 +312,20 @@ def test_prepared_tokens_are_those_of_the_documents(prepared, tokenizer, texts) 
     documents = tokenizer.decode(ids.tolist()).split("</s>")
     assert sorted(documents) == ["", *sorted(text for text in texts if not is_held_out(text, FRAC))]
     assert documents[:-1] != [text for text in texts if not is_held_out(text, FRAC)], "shuffled"
+
+
+def test_defaults_are_c4_and_its_tokenizer(text_file, prepared) -> None:
+    c4 = CorpusSettings(["c4_en"])
+    assert with_defaults(CorpusSettings(), DataSettings(), "span") == (
+        c4,
+        DataSettings("t5-base", ["c4_en"], append_eos_to_documents=False),
+    )
+    for given in (DataSettings("t", validation_frac=0.0), DataSettings("t", [str(text_file)])):
+        assert with_defaults(CorpusSettings(), given, "causal") == (c4, replace(given, append_eos_to_documents=True))
+    text, tokens = CorpusSettings([str(text_file)]), CorpusSettings([str(prepared)])
+    assert with_defaults(text, DataSettings(), "seq2seq") == (text, DataSettings("t5-base"))
+    assert with_defaults(tokens, DataSettings(), "seq2seq") == (tokens, DataSettings())
+    assert with_defaults(text, DataSettings(), "seq2seq", "folder") == (text, DataSettings("folder"))
+    assert with_defaults(tokens, DataSettings(), "seq2seq", "folder") == (tokens, DataSettings())
+    with pytest.raises(ConfigError, match="--data is missing: --objective seq2seq needs"):
+        with_defaults(CorpusSettings(), DataSettings(), "seq2seq")

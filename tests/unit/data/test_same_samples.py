@@ -1,5 +1,6 @@
 """However a run is divided or interrupted, it trains on the same samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,14 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory, texts: list[str], t
     return CorpusSettings([str(folder)])
 
 
-def open_source(corpus: CorpusSettings, tokenizer: Any) -> Source:
-    return build_sources(corpus, DataSettings(), ObjectiveSettings("ul2", 64), tokenizer, seed=3)[0]
+@pytest.fixture(scope="module", params=["ul2", "causal"])
+def objective(request: pytest.FixtureRequest) -> ObjectiveSettings:
+    return ObjectiveSettings(request.param, 64)
+
+
+@pytest.fixture(scope="module")
+def open_source(corpus: CorpusSettings, objective: ObjectiveSettings, tokenizer: Any) -> Callable[[], Source]:
+    return lambda: build_sources(corpus, DataSettings(), objective, tokenizer, seed=3)[0]
 
 
 def samples(step: Step) -> Samples:
@@ -43,34 +50,32 @@ def samples(step: Step) -> Samples:
     return rows
 
 
-def run(
-    corpus: CorpusSettings, tokenizer: Any, plan: BatchPlan, rank: int, first: int, state: dict[str, Any]
-) -> list[Step]:
-    source = open_source(corpus, tokenizer)
+def run(open_source: Callable[[], Source], plan: BatchPlan, rank: int, first: int, state: dict[str, Any]) -> list[Step]:
+    source = open_source()
     source.load_state_dict(state)
     with BatchLoader(source, plan, rank=rank, first_step=first) as loader:
         return [next(loader) for _ in range(first, NUM_STEPS)]
 
 
 @pytest.fixture(scope="module")
-def eight_at_once(corpus: CorpusSettings, tokenizer: Any) -> list[Samples]:
-    initial = open_source(corpus, tokenizer).state_dict()
-    return [sorted(samples(step)) for step in run(corpus, tokenizer, BatchPlan(8, 1, 1), 0, 0, initial)]
+def eight_at_once(open_source: Callable[[], Source]) -> list[Samples]:
+    initial = open_source().state_dict()
+    return [sorted(samples(step)) for step in run(open_source, BatchPlan(8, 1, 1), 0, 0, initial)]
 
 
 @pytest.mark.parametrize("plan", [BatchPlan(1, 8, 1), BatchPlan(4, 1, 2), BatchPlan(2, 2, 2), BatchPlan(1, 2, 4)])
-def test_any_division_of_a_step_holds_the_same_samples(plan, corpus, tokenizer, eight_at_once) -> None:
-    initial = open_source(corpus, tokenizer).state_dict()
-    ranks = [run(corpus, tokenizer, plan, rank, 0, initial) for rank in range(plan.world_size)]
+def test_any_division_of_a_step_holds_the_same_samples(plan, open_source, eight_at_once) -> None:
+    initial = open_source().state_dict()
+    ranks = [run(open_source, plan, rank, 0, initial) for rank in range(plan.world_size)]
     for number, steps in enumerate(zip(*ranks, strict=True)):
         assert sorted(sample for step in steps for sample in samples(step)) == eight_at_once[number]
 
 
-def test_every_process_goes_on_from_the_state_of_the_first(corpus, tokenizer, eight_at_once) -> None:
+def test_every_process_goes_on_from_the_state_of_the_first(open_source, eight_at_once) -> None:
     plan = BatchPlan(2, 2, 2)
-    initial = open_source(corpus, tokenizer).state_dict()
-    states = [initial, *(step.source_state for step in run(corpus, tokenizer, plan, 0, 0, initial))]
+    initial = open_source().state_dict()
+    states = [initial, *(step.source_state for step in run(open_source, plan, 0, 0, initial))]
     for first in (1, 5, NUM_STEPS - 1):
-        ranks = [run(corpus, tokenizer, plan, rank, first, states[first]) for rank in range(2)]
+        ranks = [run(open_source, plan, rank, first, states[first]) for rank in range(2)]
         for number, steps in enumerate(zip(*ranks, strict=True), start=first):
             assert sorted(sample for step in steps for sample in samples(step)) == eight_at_once[number]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fivefold.data.corruption import Corruption, PrefixSplit, SpanCorruption
+from fivefold.data.corruption import Corruption, PrefixSplit, SpanCorruption, WholeText
 from fivefold.data.denoisers import UL2, Denoiser
 from fivefold.data.rows import Rows
 from fivefold.data.tokens import TokenShards
@@ -57,6 +57,22 @@ def test_an_epoch_has_every_token_once(shuffle: bool, restore, sentinels) -> Non
         assert orders[0] == orders[1] == sorted(orders[0])
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_causal_windows_tile_the_corpus(shuffle: bool) -> None:
+    source = WindowSource(numbered_tokens(), WholeText(input_length=32), pad_id=0, seed=5, shuffle=shuffle)
+    assert source.samples_per_epoch == -(-NUM_TOKENS // 32)
+    for epoch in range(3):
+        batch = source.batch(np.arange(32) + epoch * 32)
+        real = batch["labels"] != -100
+        seen = batch["input_ids"][real]
+        np.testing.assert_array_equal(seen, batch["labels"][real])
+        np.testing.assert_array_equal(seen if not shuffle else np.sort(seen), np.arange(1000, 1000 + NUM_TOKENS))
+        # 1,003 tokens are 31 windows of 32 and one of 11, whose place is the only one to be filled up.
+        assert sorted(real.sum(axis=1)) == [11, *[32] * 31]
+        assert (batch["input_ids"][~real] == 0).all()
+        np.testing.assert_array_equal(batch["attention_mask"], real)
+
+
 def test_every_denoiser_walks_the_corpus_in_its_own_windows(restore, sentinels) -> None:
     corruption = ul2(sentinels)
     source = WindowSource(numbered_tokens(), corruption, pad_id=0, seed=5)
@@ -70,7 +86,13 @@ def test_every_denoiser_walks_the_corpus_in_its_own_windows(restore, sentinels) 
 
 
 @pytest.mark.parametrize(
-    "make", [span, ul2, lambda _: PrefixSplit(input_length=32, target_length=None, seed=0, eos_id=1)]
+    "make",
+    [
+        span,
+        ul2,
+        lambda _: PrefixSplit(input_length=32, target_length=None, seed=0, eos_id=1),
+        lambda _: WholeText(input_length=32),
+    ],
 )
 def test_batches_of_any_size_hold_the_same_samples(make, sentinels) -> None:
     source = WindowSource(numbered_tokens(), make(sentinels), pad_id=0, seed=5)

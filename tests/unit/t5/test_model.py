@@ -8,7 +8,7 @@ import torch
 
 from fivefold import T5Config, T5Decoder, T5Encoder, T5Model
 from fivefold.errors import CheckpointError, ModelError
-from fivefold.t5.build import checkpoint_blocks
+from fivefold.models.build import checkpoint_blocks
 from fivefold.t5.config import preset_names
 
 TINY = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}

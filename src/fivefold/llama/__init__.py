@@ -1,0 +1,1 @@
+"""LLaMA-style decoders: their shapes by name; the model itself is transformers' own."""

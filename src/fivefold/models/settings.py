@@ -1,0 +1,34 @@
+"""Which model a run trains."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fivefold.errors import ConfigError
+
+Family = Literal["t5", "llama"]
+
+
+@dataclass
+class ModelSettings:
+    """Which model to train: a fresh one of some shape, or a trained one to go on with."""
+
+    model_type: Family | None = None
+    """t5 (encoder-decoder) or llama (decoder); by default the family of --model or of the file that --model_config
+    names, else t5. A trained decoder may be of any kind that transformers opens."""
+    model_config: str | None = None
+    """Shape of a fresh model: a JSON file, or a preset such as small, base, t5_v1_0_base, t5_mini, or for llama 60m,
+    130m, 350m, 1b; by default small for t5 and 60m for llama."""
+    model: str | None = None
+    """Folder or Hub id of a trained model to start from, instead of fresh weights."""
+    vocab_size: int | None = None
+    """Rows of the embedding table; for a preset the tokenizer's length rounded up to a multiple of 128."""
+    dropout_rate: float | None = None
+    """Dropout everywhere in a T5; otherwise as its configuration says. Decoders have none."""
+    tie_word_embeddings: bool | None = None
+    """Use the embedding table as output layer too; otherwise as the configuration says."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if self.dropout_rate is not None and not 0 <= self.dropout_rate < 1:
+            raise ConfigError(f"dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1.")
