@@ -16,7 +16,10 @@ VERBS = {
     "tokenizer": "train a tokenizer on text",
     "pretrain": "train a model from scratch, or on, on text or pairs",
     "generate": "text in, text out; fill in blanks",
+    "inspect": "the singular values of a model's layers",
+    "export": "a low-rank model as a standard Hugging Face folder",
     "report": "the curves of a run as pictures and a page",
+    "doctor": "check this installation",
 }
 
 

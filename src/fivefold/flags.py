@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import logging
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from fivefold.errors import ConfigError
+
+log = logging.getLogger("fivefold")
 
 # The spellings of other projects' users, to ours.
 ALIASES: dict[str, str] = {
@@ -34,6 +37,7 @@ ALIASES: dict[str, str] = {
     "log_interval": "log_every",
     "logging_steps": "log_every",
     "gradient_accumulation_steps": "accumulation_steps",
+    "gradient_accumulation": "accumulation_steps",
     "out_dir": "output_dir",
     "save_dir": "output_dir",
     "activation_checkpointing": "gradient_checkpointing",
@@ -43,10 +47,48 @@ ALIASES: dict[str, str] = {
 }
 
 # Flags that exist elsewhere and that we refuse, with the reason.
-REFUSED: dict[str, str] = dict.fromkeys(
-    ("loro_scope", "loro_attn_rank", "loro_mlp_rank", "loro_freq", "loro_type", "loro_init"),
-    "low-rank layers and LORO are not part of this version; train with --optimizer adam or adamw",
+_NO_SPARSITY = (
+    "2:4 sparsity is not part of fivefold: in its authors' own measurements it was slower than the low-rank layers "
+    "without it; leave it out"
 )
+_NO_COLA = "CoLA's nonlinearity between the factors is not part of fivefold; leave it out"
+_NO_LOST = "LOST's sparse columns beside the factors are not part of fivefold; leave it out"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "enable_2to4_sparse",
+            "attn_2by4",
+            "mlp_2by4",
+            "activation_2by4",
+            "activation_sparse_method",
+            "permute_2by4",
+            "activation_dense_warmup_steps",
+            "dx_direct_sparse",
+            "flip_rate",
+            "squ_relu",
+        ),
+        _NO_SPARSITY,
+    ),
+    **dict.fromkeys(("cola_silu", "cola_sparse_method"), _NO_COLA),
+    **dict.fromkeys(("lost_sparsity", "lost_gamma"), _NO_LOST),
+    "loro_fallback_freq": "exact steps are damped and need no fallback; leave it out",
+    "momentum_reset_steps": "say --optimizer loro_adamw --loro_refresh all --loro_refresh_freq STEPS instead",
+    "c4_local": "name the files or the folder with --data",
+    "continue_from": "say --resume to go on with a run, or --model FOLDER to start from its weights",
+    "max_train_tokens": "say --num_training_steps, each of total_batch_size x input_length tokens",
+}
+REFUSED_VALUES: dict[tuple[str, str], str] = {
+    ("optimizer", "adamw_cola"): _NO_COLA,
+    ("optimizer", "lost"): _NO_LOST,
+}
+
+# Flags that ask for what is done anyway: said, not refused, so that the command lines of other projects run.
+NEEDLESS: dict[str, str] = {
+    "single_gpu": "without torchrun there is one process on one GPU",
+    "workers": "one thread prepares batches faster than a model takes them",
+    "save_ckpt": "checkpoints are always written, see --save_every",
+    "use_hf_model": "decoders are transformers' own",
+}
 
 _OWN_FLAGS = ("recipe", "dry_run", "print_config", "help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -75,7 +117,9 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
         ConfigError: unknown, doubled, missing or ill-typed flags and recipe keys, each with what to do.
     """
     groups = _groups(run)
-    types = {field.name: hint for group in groups.values() for field, hint in _fields(group)}
+    # A switch that is unset by default is written like any other switch.
+    hints = {field.name: hint for group in groups.values() for field, hint in _fields(group)}
+    types = {name: bool if hint == bool | None else hint for name, hint in hints.items()}
     parser = _build_parser(verb, run, groups)
     own, given = _read_words(argv, types, positional)
     if "help" in own:
@@ -148,6 +192,9 @@ def _read_words(
         while not has_value and index < len(argv) and not argv[index].startswith("--"):
             values.append(argv[index])
             index += 1
+        if name in NEEDLESS:
+            log.info("--%s changes nothing: %s.", written, NEEDLESS[name])
+            continue
         text = _flag_value(written, name, negated, values, bool if name in _OWN_FLAGS[1:] else types.get(name, str))
         target = own if name in _OWN_FLAGS else given
         if target.get(name, text) != text:
@@ -168,6 +215,8 @@ def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
             return candidate, negated
         if ALIASES.get(candidate) in types:
             return ALIASES[candidate], negated
+    if name in NEEDLESS:
+        return name, False
     if name in REFUSED:
         raise ConfigError(f"--{name} is refused: {REFUSED[name]}.")
     known = [*types, *_OWN_FLAGS, *(alias for alias, target in ALIASES.items() if target in types)]
@@ -188,6 +237,8 @@ def _flag_value(written: str, name: str, negated: bool, values: list[str], hint:
         if len(values) == 1 and values[0].startswith("["):
             return values[0]
         return json.dumps(values, ensure_ascii=False)
+    if typing.get_origin(hint) is typing.Literal and values[0].lower() in typing.get_args(hint):
+        return values[0].lower()
     if len(values) > 1:
         raise ConfigError(f"--{written} got {len(values)} values ({' '.join(values)}); it takes one. Quote spaces.")
     return values[0]
@@ -208,6 +259,9 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
     for key, item in content.items():
         value = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
         name, negated = _canonical(str(key), types)
+        if name in NEEDLESS:
+            log.info("%s in --recipe changes nothing: %s.", name, NEEDLESS[name])
+            continue
         if negated or name in _OWN_FLAGS:
             raise ConfigError(f"--recipe {file!r} holds {key!r}, which only works as a flag.")
         if recipe.get(name, value) != value:
@@ -228,6 +282,8 @@ _RecipeLoader.add_implicit_resolver(
 def _explain(message: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     if match := re.search(r'Parser key "(\w+)"', message):
         name = match[1]
+        if reason := REFUSED_VALUES.get((name, str(given.get(name)))):
+            return f"--{name} {given[name]} is refused: {reason}."
         return f"--{name} got {given.get(name)!r}; it takes {_type_name(types[name])}."
     if match := re.search(r"required: (.+)", message):
         names = ", ".join(f"--{name.strip()}" for name in match[1].split(","))

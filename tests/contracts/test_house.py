@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fivefold.cli import VERBS
-from fivefold.flags import ALIASES, parse
+from fivefold.cli import VERBS, main
+from fivefold.flags import ALIASES, NEEDLESS, REFUSED, parse
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fivefold"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 READMES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+COMING_FROM = sorted((ROOT / "docs" / "coming_from").glob("*.md"))
 
 
 def _verb(name):
@@ -71,6 +73,16 @@ def test_recipes_can_be_read(recipe):
         assert str(given[name]) == str(value) or float(given[name]) == float(value)
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_resolve_without_a_network(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([recipe.parent.name, "--recipe", str(recipe), "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "parameters " in printed
+    assert "unchecked " in printed  # data from the Hub, or of an earlier step of the demo
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_tree_in_the_readmes_is_the_tree():
     for readme in READMES:
         (tree,) = re.findall(r"```\n(src/fivefold/\n.*?)```", readme, flags=re.DOTALL)
@@ -79,6 +91,29 @@ def test_the_tree_in_the_readmes_is_the_tree():
         folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
         assert folders == {name for name in inside if name.endswith("/")}
         assert all((ROOT / name).exists() for name in re.findall(r"^(\S+/)", tree, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", COMING_FROM, ids=lambda path: path.stem)
+def test_what_newcomers_are_told_to_type_is_understood(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition("fivefold ")[2])
+        assert main([*words, "--dry_run"]) == 0, line
+    capsys.readouterr()
+    known = {field.name for verb in VERBS for group in _groups(verb) for field in dataclasses.fields(group)}
+    known |= {*ALIASES, *REFUSED, *NEEDLESS, "dry_run", "recipe", "nproc_per_node"}
+    (absent,) = re.findall(r"^Not here: .*?^$", text, flags=re.DOTALL | re.MULTILINE)
+    assert set(_flags(text.replace(absent, ""))) <= known
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, page.name, "exec"), {})
+
+
+def _flags(text):
+    return re.findall(r"--([a-z]\w+)", text)
 
 
 def test_both_readmes_show_the_same_code():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 
 import pytest
 from safetensors.torch import load_file
+
+from fivefold.cli import main
 
 FIVEFOLD = [sys.executable, "-m", "fivefold"]
 KILLS, KILLS_WHILE_WRITING = 10, 4
@@ -36,15 +39,19 @@ def flags(tmp_path_factory):
     common = ["--model_config", str(folder / "model.json"), "--input_length", "64", "--batch_size", "4"]
     common += ["--accumulation_steps", "2", "--num_training_steps", str(STEPS), "--save_every", str(SAVE_EVERY)]
     common += ["--eval_every", "80", "--log_every", "1", "--scheduler", "wsd"]
+    loro = ["--optimizer", "loro_adamw", "--loro_freq", "5", "--loro_refresh", "all", "--loro_refresh_freq", "5"]
+    loro += ["--loro_scope", "all", "--loro_attn_rank", "16", "--loro_mlp_rank", "24", "--loro_momentum", "tangent"]
     return {
         "prepared": ["pretrain", "--data", tokens, *common],
         "stream": ["pretrain", *data, "--tokenizer", tokenizer, "--validation_frac", "0.05", *common],
+        "low_rank": ["pretrain", "--data", tokens, *common, *loro],
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "kills", "while_writing"), [("prepared", KILLS, KILLS_WHILE_WRITING), ("stream", 3, 1)]
+    ("kind", "kills", "while_writing"),
+    [("prepared", KILLS, KILLS_WHILE_WRITING), ("stream", 3, 1), ("low_rank", 3, 1)],
 )
 def test_killed_runs_end_with_the_weights_of_the_undisturbed_one(flags, kind, kills, while_writing, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
@@ -58,11 +65,39 @@ def test_killed_runs_end_with_the_weights_of_the_undisturbed_one(flags, kind, ki
             done[wanted] += 1
     subprocess.run([*FIVEFOLD, *flags[kind], "--output_dir", str(killed), "--resume"], check=True, timeout=600)
 
-    expected, got = (load_file(run / "final" / "model.safetensors") for run in (undisturbed, killed))
+    (name,) = (path.name for path in (undisturbed / "final").glob("*.safetensors"))
+    expected, got = (load_file(run / "final" / name) for run in (undisturbed, killed))
     assert set(got) == set(expected)
     for name, weight in expected.items():
         assert weight.equal(got[name]), f"{name} differs after {done}"
     assert _without_timings(killed / "log.jsonl") == _without_timings(undisturbed / "log.jsonl")
+
+
+CYCLE = {"loro_freq": 5, "loro_refresh": "all", "loro_refresh_freq": 5}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"optimizer": "loro_adamw", "loro_momentum": "factor"} | CYCLE,
+        {"optimizer": "loro_adamw", "loro_momentum": "tangent"} | CYCLE,
+        {"optimizer": "loro_muon"},
+    ],
+    ids=["factor", "tangent", "muon"],
+)
+def test_stopped_between_two_exact_steps(flags, small_run, tmp_path):
+    """As if killed after the checkpoint at 7: exact steps and refreshes are due at 5 and 10."""
+    flags |= {"loro_scope": "all", "loro_attn_rank": 8, "loro_mlp_rank": 12, "save_every": 7, "num_training_steps": 12}
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert main(small_run.pretrain(**flags, output_dir=undisturbed)) == 0
+    shutil.copytree(undisturbed, stopped, symlinks=True)
+    for later in ("step_000012", "final"):
+        shutil.rmtree(stopped / later)
+    assert main(small_run.pretrain(**flags, output_dir=stopped, resume=True)) == 0
+    for folder in ("step_000012", "final"):
+        expected, got = ((run / folder / "low_rank.safetensors").read_bytes() for run in (undisturbed, stopped))
+        assert got == expected
+    assert _without_timings(stopped / "log.jsonl") == _without_timings(undisturbed / "log.jsonl")
 
 
 def _run_and_kill(flags, run_dir, wanted, clock):

@@ -117,7 +117,7 @@ def test_print_config_gives_a_recipe_that_reproduces_the_run(tmp_path):
         (["--lr", "1", "2"], "it takes one"),
         (["--lr", "1", "--learning_rate", "2"], "--lr and --learning_rate mean the same"),
         (["word"], "Got 'word' where a flag was expected"),
-        (["--loro_attn_rank", "64"], "--loro_attn_rank is refused"),
+        (["--attn_2by4"], "--attn_2by4 is refused: 2:4 sparsity"),
         (["--recipe", "missing.yaml"], "there is no such file"),
     ],
 )

@@ -1,18 +1,12 @@
-"""Generate text from text; a blank written ___ in an input is filled in."""
+"""Generate text from text: a T5 answers, and fills in blanks written ___; a decoder continues."""
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fivefold.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from fivefold.t5.model import T5Model
 
 
 @dataclass
@@ -91,21 +85,23 @@ def run(settings: GenerateSettings, decoding: DecodingSettings, *, dry_run: bool
 
     import torch
 
-    from fivefold.t5.model import T5Model
+    from fivefold.models.generation import check_inputs, generate
+    from fivefold.models.load import load_model
     from fivefold.tokenizer.load import check_fits, load_tokenizer
     from fivefold.training.checkpoint import MANIFEST, verify_checkpoint
 
     if (Path(settings.model) / MANIFEST).is_file():
         verify_checkpoint(Path(settings.model))
-    model = T5Model.from_pretrained(settings.model, dtype=torch.float32)
+    model = load_model(settings.model)
     tokenizer = load_tokenizer(settings.model)
     check_fits(tokenizer, model.config.vocab_size)
+    check_inputs(model, inputs)
     if dry_run:
         print(f"{len(inputs)} inputs for {settings.model}, {model.num_parameters():,} parameters")
         return
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()  # type: ignore[arg-type]
     torch.manual_seed(decoding.seed)
-    results = _generate(model, tokenizer, inputs, settings.batch_size, decoding.arguments())
+    results = generate(model, tokenizer, inputs, settings.batch_size, **decoding.arguments())
     if target is None:
         for result in results:
             print(result["output"], flush=True)
@@ -137,34 +133,3 @@ def _read_inputs(settings: GenerateSettings) -> list[str]:
     if not any(line.strip() for line in inputs):
         raise DataError("There is no input text; give some with --text, --input_file or on standard input.")
     return inputs
-
-
-def _generate(
-    model: "T5Model",
-    tokenizer: "PreTrainedTokenizerBase",
-    inputs: list[str],
-    batch_size: int,
-    arguments: dict[str, Any],
-) -> Iterator[dict[str, Any]]:
-    from fivefold.t5.fill_blanks import fill_blanks, fill_in, has_blanks, untrained_ids
-
-    for start in range(0, len(inputs), batch_size):
-        texts = inputs[start : start + batch_size]
-        results: list[dict[str, Any]] = [{"input": text} for text in texts]
-        blanked = [result for result in results if has_blanks(result["input"])]
-        plain = [result for result in results if not has_blanks(result["input"])]
-        if blanked:
-            fillings = fill_blanks(model, tokenizer, [result["input"] for result in blanked], **arguments)
-            for result, words in zip(blanked, fillings, strict=True):
-                result.update(output=fill_in(result["input"], words), blanks=words)
-        if plain:
-            batch = tokenizer([result["input"] for result in plain], padding=True, return_tensors="pt").to(model.device)
-            tokens = model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                suppress_tokens=untrained_ids(model, tokenizer) or None,
-                **arguments,
-            )
-            for result, row in zip(plain, tokens, strict=True):
-                result["output"] = tokenizer.decode(row, skip_special_tokens=True)
-        yield from results

@@ -67,8 +67,9 @@ def write_page(runs: list[RunLog], pictures: list[Path], output_dir: Path) -> Pa
         f'<div class="small">{"".join(others)}</div>' if others else "",
         _section("Hardware and versions", [run.hardware for run in runs], runs),
         _section("Settings", [_flatten(run.settings) for run in runs], runs),
-        "<footer>Losses are natural logarithms, averaged over tokens. Speed leaves out evaluations and checkpoints; "
-        "time and memory do not. Written by fivefold.</footer>",
+        "<footer>Losses are natural logarithms, averaged over tokens, and perplexity is e to them; as GaLore counts, e "
+        "to the sum of n batches' means over n + 1, which depends on the batch size. Speed leaves out evaluations and "
+        "checkpoints; time and memory do not. Written by fivefold.</footer>",
     ]
     body = "\n".join(part for part in parts if part)
     page = (
@@ -90,11 +91,17 @@ def write_page(runs: list[RunLog], pictures: list[Path], output_dir: Path) -> Pa
 def summarise(run: RunLog) -> dict[str, str]:
     """The main numbers of a run as label -> text, without what the log does not hold."""
     summary = {}
-    losses = [line["eval_loss"] for line in run.evaluations if line["eval_loss"] is not None]
-    if losses:
-        summary["held-out loss, first"] = f"{losses[0]:.4f}"
-        summary["held-out loss, last"] = f"{losses[-1]:.4f}"
-        summary["held-out loss, best"] = f"{min(losses):.4f}"
+    measured = [line for line in run.evaluations if line["eval_loss"] is not None]
+    if measured:
+        best = min(measured, key=lambda line: line["eval_loss"])
+        for which, line in (("first", measured[0]), ("last", measured[-1]), ("best", best)):
+            summary[f"held-out loss, {which}"] = f"{line['eval_loss']:.4f}"
+        for key, label in (
+            ("eval_perplexity", "perplexity"),
+            ("eval_galore_perplexity", "perplexity as GaLore counts"),
+        ):
+            if best.get(key) is not None:  # too large for a number, or logged before there was such a key
+                summary[f"held-out {label}, best"] = f"{best[key]:.5g}"
     lines = [*run.train, *run.evaluations]
     summary["steps"] = f"{max(line['step'] for line in lines):,}"
     if run.train:

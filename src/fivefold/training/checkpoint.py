@@ -15,7 +15,6 @@ import math
 import os
 import re
 import shutil
-import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,9 +24,9 @@ from typing import Any, Protocol
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_model
 
 from fivefold.errors import CheckpointError
+from fivefold.lowrank import store
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -137,10 +136,9 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
         CheckpointError: unreadable, or the weights of another architecture.
     """
     try:
-        load_model(model, folder / "model.safetensors")
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")  # torch lists every tensor
-        raise CheckpointError(f"The weights in {folder} do not fit the model of this run: {reason}.") from error
+        store.load_weights(model, folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}; resume with the settings in its run.yaml.") from error
 
 
 def load_training_state(folder: Path, optimizer: torch.optim.Optimizer, grad_scaler: Stateful | None = None) -> dict:

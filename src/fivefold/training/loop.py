@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from fivefold.data.loader import Step
 from fivefold.errors import DataError, ModelError
+from fivefold.lowrank.optimizers import num_recovered
 from fivefold.objectives.objective import Batch, LossTerms, Objective
 from fivefold.training.distributed import Processes
 from fivefold.training.optimizers import set_lr
@@ -35,6 +36,28 @@ class LoopState:
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has written a checkpoint."""
+
+
+class Evaluation(NamedTuple):
+    """What held-out data say about a model."""
+
+    loss: float
+    """Mean over all target tokens, in nats."""
+    num_tokens: int
+    """Target tokens."""
+    galore_loss: float
+    """Sum of the n batches' mean losses over n + 1, which GaLore's script and those made from it, such as LORO's, take
+    for the mean. It depends on the batch size; it is here so that their tables can be compared with ours."""
+
+    @property
+    def perplexity(self) -> float:
+        """e to the mean loss a token."""
+        return _exp(self.loss)
+
+    @property
+    def galore_perplexity(self) -> float:
+        """The perplexity that GaLore's script would print."""
+        return _exp(self.galore_loss)
 
 
 class Trainer:
@@ -66,6 +89,8 @@ class Trainer:
         self.max_norm = grad_clipping or math.inf
         self.seed = settings.seed
         self.dtype = getattr(torch, settings.dtype)
+        # With pure_bf16 the weights have the products' type already, and autocast would only look them up.
+        self.is_mixed = self.dtype != torch.float32 and not settings.pure_bf16
         self.processes = processes
         # Only float16 needs its loss scaled: its gradients underflow below 6e-8.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
@@ -115,23 +140,30 @@ class Trainer:
         return {"loss": nll, "grad_norm": grad_norm, "learning_rate": lr, "num_tokens": num_tokens, "stop": stop}
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[Batch]) -> tuple[float, int]:
-        """Mean plain loss over all target tokens of all processes' batches, and their number."""
+    def evaluate(self, batches: Iterator[Batch]) -> Evaluation:
+        """Measure plain losses over all processes' batches, with dropout off.
+
+        Raises:
+            DataError: the batches hold no target token.
+        """
         self.model.eval()
-        nll_sum, count = torch.zeros((), device=self.processes.device), 0
+        nll_sum = sum_of_means = torch.zeros((), device=self.processes.device)
+        count = num_batches = 0
         for batch in batches:
-            nll_sum = nll_sum + self._terms(batch, getattr(self.model, "module", self.model)).nll_sum
-            count += self.objective.count(batch)
+            nll = self._terms(batch, getattr(self.model, "module", self.model)).nll_sum
+            batch_count = self.objective.count(batch)
+            nll_sum, sum_of_means = nll_sum + nll, sum_of_means + nll / max(1, batch_count)
+            count, num_batches = count + batch_count, num_batches + 1
         self.model.train()
-        total, tokens = self.processes.sum(nll_sum, count)
+        nll, means, tokens, total_batches = self.processes.sum(nll_sum, sum_of_means, count, num_batches)
         if tokens == 0:
             raise DataError("The held-out data hold no target token; give more of them, or --eval_every 0.")
-        return total / tokens, int(tokens)
+        return Evaluation(nll / tokens, int(tokens), means / (total_batches + 1))
 
     def _terms(self, batch: Batch, model: nn.Module | None = None) -> LossTerms:
         device = self.processes.device
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(device.type, self.dtype, enabled=self.is_mixed):
             return self.objective(model or self.model, on_device)
 
 
@@ -141,14 +173,14 @@ def train(
     state: LoopState,
     settings: LoopSettings,
     telemetry: Telemetry,
-    evaluate: Callable[[], tuple[float, int]] | None,
+    evaluate: Callable[[], Evaluation] | None,
     save: Callable[[LoopState, float | None], None],
 ) -> LoopState:
     """Train from `state.step` to `settings.num_training_steps`.
 
     Args:
         steps: their micro-batches, beginning with those of step `state.step`.
-        evaluate: held-out loss and its token count, or None without held-out data.
+        evaluate: measures on held-out data, or None without any.
         save: writes a checkpoint for a state and, if it was just measured, its held-out loss.
 
     Returns:
@@ -164,9 +196,15 @@ def train(
         if evaluate is None:
             return None
         with telemetry.paused("evaluating"):
-            eval_loss, eval_tokens = evaluate()
-        telemetry.log_evaluation(step, eval_loss=eval_loss, eval_tokens=eval_tokens)
-        return eval_loss
+            measured = evaluate()
+        telemetry.log_evaluation(
+            step,
+            eval_loss=measured.loss,
+            eval_tokens=measured.num_tokens,
+            eval_perplexity=measured.perplexity,
+            eval_galore_perplexity=measured.galore_perplexity,
+        )
+        return measured.loss
 
     trainer.model.train()
     if state.step == 0 and settings.eval_every:
@@ -181,7 +219,8 @@ def train(
             telemetry.advance(state.step)
             if state.step % settings.log_every == 0 or is_last:
                 logged = {name: result[name] for name in ("loss", "learning_rate", "grad_norm")}
-                telemetry.log_step(state.step, **logged, tokens_seen=tokens_seen)
+                recovered = num_recovered(trainer.optimizer)
+                telemetry.log_step(state.step, **logged, tokens_seen=tokens_seen, recovered_factors=recovered)
             eval_loss = measure(state.step) if is_last or _is_due(state.step, settings.eval_every) else None
             if is_last or must_stop or _is_due(state.step, settings.save_every):
                 with telemetry.paused("saving"):
@@ -189,6 +228,10 @@ def train(
             if must_stop and not is_last:
                 raise Interrupted(f"stopped after step {state.step:,} of {total:,}; --resume goes on from there")
     return state
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf  # math.exp raises from 709.8 on
 
 
 def _is_due(step: int, every: int) -> bool:

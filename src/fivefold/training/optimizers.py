@@ -1,191 +1,145 @@
-"""Optimizers by name: torch's Adam and AdamW, nanoT5's RMS-scaled AdamW and T5's Adafactor."""
-
-import math
-from collections.abc import Callable, Iterable
+"""Optimizers by name, over the parameters of a model that train."""
 
 import torch
-from torch import Tensor, nn
-from torch.optim.adamw import adamw
+from torch import nn
 
-from fivefold.errors import ConfigError, ModelError
-from fivefold.training.settings import OptimizerSettings
+from fivefold.errors import ConfigError
+from fivefold.lowrank.convert import factor_pairs
+from fivefold.lowrank.optimizers import LOROAdamW, LOROMuon, Spectron, factor_groups
+from fivefold.lowrank.settings import LoroSettings
+from fivefold.optim.adamw_scaled import AdamWScaled
+from fivefold.optim.galore import GaLoreAdamW, galore_groups
+from fivefold.optim.muon import MuonAdamW, muon_groups
+from fivefold.optim.parameters import build_groups, parameter_kinds
+from fivefold.training.settings import MOMENTUM_OPTIMIZERS, OptimizerSettings
 
-# The smallest RMS by which a step is multiplied, so that a tensor that starts at zero can leave it (Adafactor's eps_2).
-RMS_FLOOR = 1e-3
+FACTOR_OPTIMIZERS = ("loro_adamw", "loro_muon", "spectron")
+"""Those that need low-rank layers."""
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Build the optimizer over the parameters of `model` that train, with decay on its matrices only.
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, loro: LoroSettings | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer over the parameters of `model` that train; only its matrices decay.
 
     adam is torch's Adam (weight decay as an L2 term in the gradient), adamw torch's AdamW, both in one fused kernel;
-    adamw_scaled is `AdamWScaled`; adafactor is transformers' Adafactor set up as T5 was trained: decay 1 - step^-0.8,
-    updates clipped to an RMS of 1, steps multiplied by the parameter's RMS, learning rate from our own schedule.
+    adafactor is transformers' Adafactor set up as T5 was trained: decay 1 - step^-0.8, updates clipped to an RMS of 1,
+    steps multiplied by the parameter's RMS, learning rate from our own schedule. The others are in `optim` and
+    `lowrank.optimizers`.
     Differs: T5's code factors the second moment of matrices from 128 x 128 on, transformers' of every matrix.
 
     Raises:
-        ConfigError: no optimizer of that name.
+        ConfigError: an optimizer of factors for a model that has none, or LORO's settings for another optimizer.
         ModelError: no parameter of the model trains.
     """
-    groups = parameter_groups(model, lr=settings.peak_lr, weight_decay=settings.weight_decay)
-    betas = (settings.beta1, settings.beta2)
+    loro = loro or LoroSettings()
+    check_optimizer(model, settings, loro)
+    groups = _groups(model, settings, loro)
+    betas, eps, beta = (settings.beta1, settings.beta2), settings.eps, settings.momentum
     match settings.optimizer:
         case "adam":
-            return torch.optim.Adam(groups, betas=betas, eps=settings.eps, fused=True)
+            return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, fused=True)
+            return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
         case "adamw_scaled":
-            return AdamWScaled(groups, betas=betas, eps=settings.eps)
+            return AdamWScaled(groups, betas=betas, eps=eps)
         case "adafactor":
             from transformers import Adafactor
 
             return Adafactor(groups, scale_parameter=True, relative_step=False, warmup_init=False)
-        case _:
-            names = "adam, adamw, adamw_scaled or adafactor"
-            raise ConfigError(f"optimizer is {settings.optimizer!r}, but it must be {names}.")
+        case "muon":
+            return MuonAdamW(groups, momentum=beta, betas=betas, eps=eps)
+        case "galore_adamw":
+            return GaLoreAdamW(groups, betas=betas, eps=eps)
+        case "loro_muon":
+            return LOROMuon(groups, beta=beta, betas=betas, eps=eps)
+        case "spectron":
+            return Spectron(groups, beta=beta, betas=betas, eps=eps)
+        case "loro_adamw":
+            return LOROAdamW(
+                groups,
+                betas=betas,
+                eps=eps,
+                loro_type=loro.loro_type,
+                loro_freq=loro.loro_freq,
+                refresh=loro.loro_refresh,
+                refresh_freq=loro.loro_refresh_freq,
+                momentum=loro.loro_momentum,
+                scale_exact=loro.loro_scale_exact,
+            )
+        case name:
+            raise ConfigError(f"There is no optimizer {name!r}; see --optimizer in --help.")
 
 
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict]:
-    """Split the parameters that train into those that decay and those that do not.
+def _groups(model: nn.Module, settings: OptimizerSettings, loro: LoroSettings) -> list[dict]:
+    rates = {"lr": settings.peak_lr, "dense_lr": settings.peak_dense_lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer in FACTOR_OPTIMIZERS:
+        return factor_groups(model, **rates, lr_scale=loro.lr_scale)
+    if settings.optimizer == "muon":
+        return muon_groups(model, **rates)
+    if settings.optimizer == "galore_adamw":
+        projection = {
+            "rank": settings.rank,
+            "update_proj_gap": settings.update_proj_gap,
+            "scale": settings.galore_scale,
+        }
+        return galore_groups(model, **rates, **projection)  # type: ignore[arg-type]
+    return parameter_groups(model, **rates)
+
+
+def check_optimizer(model: nn.Module, settings: OptimizerSettings, loro: LoroSettings) -> None:
+    """Raise ConfigError for an optimizer that does not fit the model, or LORO's settings for another optimizer."""
+    defaults = LoroSettings()
+    changed = [name for name, value in vars(loro).items() if value != getattr(defaults, name)]
+    if settings.optimizer != "loro_adamw" and changed:
+        raise ConfigError(f"{settings.optimizer} has no {' or '.join(changed)}; that is of --optimizer loro_adamw.")
+    if settings.optimizer in FACTOR_OPTIMIZERS and not factor_pairs(model):
+        raise ConfigError(
+            f"--optimizer {settings.optimizer} trains low-rank layers, but this model has none; give --loro_scope all, "
+            "or another optimizer."
+        )
+
+
+def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, dense_lr: float | None = None) -> list[dict]:
+    """Split the parameters that train by learning rate and decay.
 
     Weight decay pulls the product of a matrix with its input towards zero. Norm weights and biases (tensors of fewer
     than two dimensions) are scales and offsets around 1 or 0, and the relative-position table is a matrix in shape only
     (one additive bias a bucket and head): these do not decay. A shared tensor counts once.
 
+    Args:
+        lr: of the matrices inside the network.
+        dense_lr: of embeddings, output layer, norms and biases; `lr` if None.
+
     Returns:
-        One or two groups with `lr`, `base_lr` (what `set_lr` multiplies) and `weight_decay`.
+        Groups with `lr`, `base_lr` (what `set_lr` multiplies) and `weight_decay`.
     Raises:
         ModelError: no parameter of the model trains.
     """
-    decaying, plain = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_scale_or_offset = parameter.ndim < 2 or "relative_attention_bias" in name
-            (plain if is_scale_or_offset else decaying).append(parameter)
-    if not decaying and not plain:
-        raise ModelError("No parameter of the model trains: every one of them is frozen.")
-    groups = [(decaying, weight_decay), (plain, 0.0)]
-    return [{"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for params, decay in groups if params]
+    dense_lr = lr if dense_lr is None else dense_lr
+    hidden, tables, plain = parameter_kinds(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for params, key in ((hidden, (lr, weight_decay)), (tables, (dense_lr, weight_decay)), (plain, (dense_lr, 0.0))):
+        groups.setdefault(key, []).extend(params)
+    return build_groups((params, rate, decay, {}) for (rate, decay), params in groups.items())
+
+
+def state_elements(model: nn.Module, settings: OptimizerSettings) -> int:
+    """About how many numbers the optimizer remembers, for an estimate of memory."""
+    kinds = parameter_kinds(model)
+    matrices = sum(param.numel() for param in kinds.hidden)
+    others = sum(param.numel() for params in (kinds.tables, kinds.plain) for param in params)
+    if settings.optimizer == "adafactor":  # rows and columns instead of matrices
+        return 0
+    if settings.optimizer in MOMENTUM_OPTIMIZERS:
+        return matrices + 2 * others
+    if settings.optimizer == "galore_adamw":
+        sides = [(max(param.shape), min(param.shape)) for param in kinds.hidden]
+        return 2 * others + sum(min(settings.rank, short) * (2 * long + short) for long, short in sides)
+    return 2 * (matrices + others)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to `factor` times its own `base_lr`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-def parameter_rms(param: Tensor, floor: float = RMS_FLOOR) -> Tensor:
-    """Root mean square of a tensor, at least `floor`: a scalar on its device, of float32 at least."""
-    norm = torch.linalg.vector_norm(param.detach(), dtype=torch.promote_types(param.dtype, torch.float32))
-    return (norm / math.sqrt(param.numel())).clamp_min(floor)
-
-
-@torch.no_grad()
-def adamw_scaled_update(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """AdamW in place on one tensor, with its step multiplied by a scale.
-
-        p <- p - lr decay p;   m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
-        p <- p - lr scale (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-
-    Source: nanoT5 (arXiv:2309.02373), 3.1, scale = RMS(p), after Adafactor (arXiv:1804.04235), 8.
-    Differs: nanoT5 adds eps before the bias correction of v and decays after the step; this is AdamW's own order, so
-    that a scale of 1 gives exactly `torch.optim.AdamW`.
-    Cost: one pass in torch's fused kernel; the same as a chain of foreach operations took 7 times as long on a CPU.
-
-    Args:
-        param, grad, exp_avg (m), exp_avg_sq (v): tensors of one shape; all but grad are changed.
-        step: float32 scalar t, counted up here.
-        scale: scalar tensor on the parameter's device.
-        lr, beta1, beta2, eps, weight_decay: as in AdamW.
-    """
-    if weight_decay != 0:
-        param.mul_(1 - lr * weight_decay)
-    # The kernel takes a learning rate that is a tensor: so each parameter has its own, and the CPU need not know it.
-    adamw(
-        [param],
-        [grad],
-        [exp_avg],
-        [exp_avg_sq],
-        [],
-        [step],
-        fused=True,
-        amsgrad=False,
-        maximize=False,
-        lr=lr * scale,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=0.0,
-    )
-
-
-class AdamWScaled(torch.optim.Optimizer):
-    """AdamW whose step on each tensor is relative to the tensor's own size; see `adamw_scaled_update`.
-
-    `lr` is a fraction of the parameter's RMS: 2e-2 moves each tensor by at most about 2% of its size a step.
-
-    Args:
-        params: parameters or groups of them.
-        lr: relative learning rate.
-        betas: decay of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: part of the parameter taken off a step, times lr.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict],
-        lr: float = 2e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:
-        # `fused` makes torch's load_state_dict put the step count beside the parameter, where the kernel wants it.
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; a closure, if given, recomputes the loss and its gradients first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    state = self._state_of(param)
-                    adamw_scaled_update(
-                        param,
-                        param.grad,
-                        state["exp_avg"],
-                        state["exp_avg_sq"],
-                        state["step"],
-                        parameter_rms(param),
-                        lr=group["lr"],
-                        beta1=group["betas"][0],
-                        beta2=group["betas"][1],
-                        eps=group["eps"],
-                        weight_decay=group["weight_decay"],
-                    )
-        return loss
-
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        state = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,8 +30,8 @@ from fivefold.training.checkpoint import (
     verify_checkpoint,
 )
 from fivefold.training.distributed import Processes
-from fivefold.training.loop import LoopState, Trainer, train
-from fivefold.training.optimizers import build_optimizer
+from fivefold.training.loop import Evaluation, LoopState, Trainer, train
+from fivefold.training.optimizers import state_elements
 from fivefold.training.schedule import lr_factor, warmup_length
 from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 from fivefold.training.telemetry import Telemetry, check_wandb
@@ -49,7 +50,8 @@ def run_training(
     training: Source,
     validation: Source | None,
     batch: BatchSettings,
-    optimizer_settings: OptimizerSettings,
+    optimizer: torch.optim.Optimizer,
+    grad_clipping: float,
     schedule: ScheduleSettings,
     loop: LoopSettings,
     run_settings: dict[str, Any],
@@ -58,7 +60,9 @@ def run_training(
     """Train `model` in `loop.output_dir` until `loop.num_training_steps`, from the last checkpoint if there is one.
 
     Args:
-        model: on the CPU, in float32; parameters that do not require a gradient stay as they are.
+        model: on the CPU; parameters that do not require a gradient stay as they are.
+        optimizer: over its parameters.
+        grad_clipping: largest global gradient norm; 0 for none.
         validation: held-out samples, or None.
         run_settings: every setting of the run, saved beside the weights.
 
@@ -73,9 +77,8 @@ def run_training(
     if checkpoint is not None:
         load_weights(checkpoint, model)
     wrapped = processes.wrap(model)
-    optimizer = build_optimizer(model, optimizer_settings)
     factor = partial(lr_factor, total_steps=loop.num_training_steps, settings=schedule)
-    trainer = Trainer(wrapped, objective, optimizer, factor, optimizer_settings.grad_clipping, loop, processes)
+    trainer = Trainer(wrapped, objective, optimizer, factor, grad_clipping, loop, processes)
     state = LoopState()
     if checkpoint is not None:
         scaler = trainer.scaler if trainer.scaler.is_enabled() else None
@@ -160,8 +163,8 @@ def describe_run(
     """What `--dry_run` prints: the resolved settings, parameters, memory, and the line for several processes."""
     plan = plan_batches(batch, world_size)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    # Weights, gradients and the optimizer's moments, all float32; Adafactor keeps rows and columns instead of matrices.
-    gibibytes = parameters * 4 * (2 if optimizer.optimizer == "adafactor" else 4) / 2**30
+    number_bytes = 2 if run_settings.get("pure_bf16") else 4
+    gibibytes = number_bytes * (2 * parameters + state_elements(model, optimizer)) / 2**30
     # Two processes make the same steps wherever the global batch is even.
     half, odd = divmod(plan.global_batch_size, 2)
     shared = {} if odd else {"batch_size": math.gcd(plan.micro_batch_size, half), "total_batch_size": 2 * half}
@@ -217,12 +220,12 @@ def _say_what_changed(checkpoint: Path, run_settings: dict[str, Any]) -> None:
 
 def _evaluation(
     trainer: Trainer, validation: Source, loop: LoopSettings, batch_size: int, processes: Processes
-) -> Callable[[], tuple[float, int]]:
+) -> Callable[[], Evaluation]:
     num_samples = min(validation.samples_per_epoch or math.inf, loop.eval_samples or math.inf)
     if num_samples == math.inf:
         raise ConfigError("--eval_samples is 0, which means all, but the held-out data have no end; give a number.")
 
-    def evaluate() -> tuple[float, int]:
+    def evaluate() -> Evaluation:
         batches = evaluation_batches(
             validation, int(num_samples), batch_size, rank=processes.rank, world_size=processes.world_size
         )

@@ -6,8 +6,20 @@ from typing import Literal
 from fivefold.errors import ConfigError
 
 # Where people start with each optimizer. The two T5 rates are for updates multiplied by the parameter's RMS
-# (nanoT5's 2e-2; T5's 1/sqrt(10,000) = 1e-2), so they are not comparable with Adam's.
-CUSTOMARY_LR = {"adam": 1e-3, "adamw": 1e-3, "adamw_scaled": 2e-2, "adafactor": 1e-2}
+# (nanoT5's 2e-2; T5's 1/sqrt(10,000) = 1e-2), so not comparable with Adam's; Spectron's bounds a spectral norm.
+CUSTOMARY_LR = {
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "adamw_scaled": 2e-2,
+    "adafactor": 1e-2,
+    "muon": 5e-3,
+    "galore_adamw": 1e-2,
+    "loro_adamw": 1e-3,
+    "loro_muon": 1e-2,
+    "spectron": 1e-1,
+}
+MOMENTUM_OPTIMIZERS = ("muon", "loro_muon", "spectron")
+"""Those that move the matrices inside the network by a momentum, and all other parameters by AdamW."""
 
 _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -16,10 +28,24 @@ _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 class OptimizerSettings:
     """How a gradient becomes a step."""
 
-    optimizer: Literal["adam", "adamw", "adamw_scaled", "adafactor"] = "adamw"
-    """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5) or adafactor (as T5)."""
+    optimizer: Literal[
+        "adam",
+        "adamw",
+        "adamw_scaled",
+        "adafactor",
+        "muon",
+        "galore_adamw",
+        "loro_adamw",
+        "loro_muon",
+        "spectron",
+    ] = "adamw"
+    """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5), adafactor (as T5), muon,
+    galore_adamw (AdamW on projected gradients); for low-rank layers loro_muon (recommended), loro_adamw, spectron."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-3 for adam and adamw, 2e-2 for adamw_scaled, 1e-2 for adafactor."""
+    """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 0.1 for
+    spectron, 1e-2 for the others."""
+    dense_lr: float | None = None
+    """Peak learning rate of embeddings, output layer, norms and biases; by default the same, for spectron 1e-2."""
     weight_decay: float = 0.0
     """Weight decay on matrices; norms, biases and relative-position tables never decay. T5 recipes use 0."""
     beta1: float = 0.9
@@ -28,6 +54,14 @@ class OptimizerSettings:
     """Decay of the second moment (not for adafactor, whose decay is 1 - step^-0.8)."""
     eps: float = 1e-6
     """Added to the root of the second moment (not for adafactor)."""
+    momentum: float = 0.95
+    """Decay of the momentum of muon, loro_muon and spectron."""
+    rank: int = 128
+    """galore_adamw: rank of the projected gradients."""
+    update_proj_gap: int = 50
+    """galore_adamw: steps between two projections."""
+    galore_scale: float = 1.0
+    """galore_adamw: factor on the steps that come out of the projection."""
     grad_clipping: float = 1.0
     """Largest global gradient norm, larger gradients are scaled down to it; 0 turns clipping off."""
 
@@ -37,24 +71,42 @@ class OptimizerSettings:
         for name in ("weight_decay", "grad_clipping"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 (off) or above.")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1).")
-        if not self.eps > 0:
-            raise ConfigError(f"eps is {self.eps}, but it must be above 0.")
+        for name in ("eps", "dense_lr", "galore_scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be above 0.")
+        for name in ("rank", "update_proj_gap"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or above.")
         if self.optimizer == "adafactor":
-            self._refuse_adam_settings()
+            self._refuse(("beta1", "beta2", "eps"))
+        if self.optimizer not in MOMENTUM_OPTIMIZERS:
+            self._refuse(("momentum",))
+        if self.optimizer != "galore_adamw":
+            self._refuse(("rank", "update_proj_gap", "galore_scale"))
 
-    def _refuse_adam_settings(self) -> None:
+    def _refuse(self, names: tuple[str, ...]) -> None:
         defaults = {field.name: field.default for field in fields(self)}
-        changed = [name for name in ("beta1", "beta2", "eps") if getattr(self, name) != defaults[name]]
+        changed = [name for name in names if getattr(self, name) != defaults[name]]
         if changed:
-            raise ConfigError(f"adafactor has no {' or '.join(changed)}: drop the flag or choose another optimizer.")
+            raise ConfigError(
+                f"{self.optimizer} has no {' or '.join(changed)}: drop the flag or choose another optimizer."
+            )
 
     @property
     def peak_lr(self) -> float:
         """The learning rate to use: the one that was set, or the optimizer's customary one."""
         return CUSTOMARY_LR[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def peak_dense_lr(self) -> float:
+        """The learning rate of what is no matrix inside the network."""
+        if self.dense_lr is None:
+            # Spectron's own rate bounds a spectral norm; Adam needs another.
+            return 1e-2 if self.optimizer == "spectron" else self.peak_lr
+        return self.dense_lr
 
 
 @dataclass
@@ -124,6 +176,9 @@ class LoopSettings:
     """Everything random in the run follows from it."""
     dtype: Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32"] = "bfloat16"
     """Number type of matrix products; weights and optimizer state stay in float32."""
+    pure_bf16: bool = False
+    """Keep weights and optimizer state in bfloat16 too, as LORO's scripts do: half the memory, and small updates are
+    lost to rounding."""
     use_wandb: bool = False
     """Send the log to Weights & Biases too (install fivefold[wandb])."""
     wandb_project: str = "fivefold"
@@ -139,5 +194,7 @@ class LoopSettings:
         for name in ("eval_every", "eval_samples", "save_every", "keep_last"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 or above.")
+        if self.pure_bf16 and self.dtype != "bfloat16":
+            raise ConfigError(f"pure_bf16 goes with --dtype bfloat16, but dtype is {self.dtype}; drop one of the two.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}, but it must be 0 or above and below 2^63.")

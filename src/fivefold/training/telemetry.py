@@ -30,7 +30,9 @@ class Telemetry:
 
     Lines of log.jsonl, one a logged step and one an evaluation (`step` counts updates made):
         {"step", "loss", "learning_rate", "grad_norm", "tokens_seen", "tokens_per_second", "seconds", "memory_bytes"}
-        {"step", "eval_loss", "eval_tokens", ..., "seconds"}
+        {"step", "eval_loss", "eval_tokens", "eval_perplexity", "eval_galore_perplexity", "seconds"}
+    `eval_loss` is the mean over tokens and `eval_perplexity` e to it; `eval_galore_perplexity` is e to the sum of the n
+    batches' means over n + 1, as GaLore's script prints it: it depends on the batch size, and serves to compare tables.
     `seconds` runs from the start of the run, over resumes; `tokens_per_second` leaves out what happened inside
     `paused`; `memory_bytes` is the peak, of the GPU where there is one. A number that is not finite is null.
 
@@ -95,7 +97,16 @@ class Telemetry:
         if self.enabled:
             self._progress.advance(step)
 
-    def log_step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, tokens_seen: int) -> None:
+    def log_step(
+        self,
+        step: int,
+        *,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float,
+        tokens_seen: int,
+        recovered_factors: int | None = None,
+    ) -> None:
         """Write one line for the step just made.
 
         Args:
@@ -104,6 +115,7 @@ class Telemetry:
             learning_rate: the one the step was made with.
             grad_norm: before clipping.
             tokens_seen: by all processes since the start of the run.
+            recovered_factors: near-singular low-rank layers whose step was damped or left out since the last line.
         """
         if not self.enabled:
             return
@@ -120,16 +132,43 @@ class Telemetry:
             "seconds": self._seconds(),
             "memory_bytes": peak_memory_bytes(),
         }
+        if recovered_factors is not None:
+            measured["recovered_factors"] = recovered_factors
         self._write("train", step, measured)
         self._progress.show(step, f"loss {loss:.4f}", f"lr {learning_rate:.2e}", f"{tokens_per_second:,.0f} tokens/s")
 
-    def log_evaluation(self, step: int, *, eval_loss: float, eval_tokens: int, **more: float) -> None:
-        """Write one line for an evaluation: mean loss over `eval_tokens` held-out tokens, and anything else."""
+    def log_evaluation(
+        self,
+        step: int,
+        *,
+        eval_loss: float,
+        eval_tokens: int,
+        eval_perplexity: float,
+        eval_galore_perplexity: float,
+    ) -> None:
+        """Write one line for an evaluation.
+
+        Args:
+            step: updates made.
+            eval_loss: mean over the held-out tokens.
+            eval_tokens: how many they are.
+            eval_perplexity: e to the loss.
+            eval_galore_perplexity: the one that GaLore's script would print.
+        """
         if not self.enabled:
             return
-        measured = {"eval_loss": eval_loss, "eval_tokens": eval_tokens, **more, "seconds": self._seconds()}
+        measured = {
+            "eval_loss": eval_loss,
+            "eval_tokens": eval_tokens,
+            "eval_perplexity": eval_perplexity,
+            "eval_galore_perplexity": eval_galore_perplexity,
+            "seconds": self._seconds(),
+        }
         self._write("eval", step, measured)
-        self.say(f"step {step:,}: held-out loss {eval_loss:.4f} over {eval_tokens:,} tokens")
+        self.say(
+            f"step {step:,}: held-out loss {eval_loss:.4f}, perplexity {eval_perplexity:.5g} "
+            f"({eval_galore_perplexity:.5g} as GaLore counts), {eval_tokens:,} tokens"
+        )
 
     @contextmanager
     def paused(self, what: str) -> Iterator[None]:

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import yaml
 def write_run() -> Callable[..., Path]:
     """A run folder as training leaves it, without checkpoints."""
 
+    def evaluation(step: int, loss: float, seconds: float) -> dict:
+        perplexities = {"eval_perplexity": math.exp(loss), "eval_galore_perplexity": math.exp(0.9 * loss)}
+        return {"step": step, "eval_loss": loss, "eval_tokens": 70, **perplexities, "seconds": seconds}
+
     def build(folder: Path, *, steps: int = 50, evaluations: bool = True, settings=None):
         folder.mkdir(parents=True)
-        lines = [{"step": 0, "eval_loss": 9.0, "eval_tokens": 70, "seconds": 0.5}] if evaluations else []
+        lines = [evaluation(0, 9.0, 0.5)] if evaluations else []
         for step in range(1, steps + 1):
             lines.append(
                 {
@@ -27,7 +32,7 @@ def write_run() -> Callable[..., Path]:
                 }
             )
         if evaluations:
-            lines.append({"step": steps, "eval_loss": 2.5, "eval_tokens": 70, "seconds": 0.1 * steps + 1})
+            lines.append(evaluation(steps, 2.5, 0.1 * steps + 1))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "run.yaml").write_text(yaml.safe_dump(settings or {"lr": 1e-3}, allow_unicode=True))
         return folder

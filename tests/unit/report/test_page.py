@@ -69,12 +69,25 @@ def test_the_main_numbers(tmp_path, write_run):
         "held-out loss, first": "9.0000",
         "held-out loss, last": "2.5000",
         "held-out loss, best": "2.5000",
+        "held-out perplexity, best": "12.182",  # e^2.5
+        "held-out perplexity as GaLore counts, best": "9.4877",  # e^2.25
         "steps": "50",
         "tokens seen": "5,000",
         "tokens/s, median": "1,026",
         "peak memory": "3 MiB",
         "time": "6 s",
     }
+
+
+def test_perplexities_that_a_log_lacks_are_left_out(tmp_path, write_run):
+    """Logs of version 0.1.0, and losses whose exponential is no number."""
+    run = read_log(write_run(tmp_path / "run"))
+    for line in run.evaluations:
+        line["eval_perplexity"] = None
+        del line["eval_galore_perplexity"]
+    summary = summarise(run)
+    assert summary["held-out loss, best"] == "2.5000"
+    assert not any("perplexity" in label for label in summary)
 
 
 def test_the_verb_writes_into_the_run_and_prints_its_numbers(tmp_path, write_run, capsys):

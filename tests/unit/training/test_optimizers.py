@@ -5,15 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from fivefold.errors import ModelError
-from fivefold.training.optimizers import (
-    AdamWScaled,
-    adamw_scaled_update,
-    build_optimizer,
-    parameter_groups,
-    parameter_rms,
-    set_lr,
-)
+from fivefold.errors import ConfigError, ModelError
+from fivefold.lowrank.settings import LoroSettings
+from fivefold.nn.low_rank import LowRankLinear
+from fivefold.optim.adamw_scaled import AdamWScaled, adamw_scaled_update, parameter_rms
+from fivefold.training.optimizers import build_optimizer, parameter_groups, set_lr
 from fivefold.training.settings import CUSTOMARY_LR, OptimizerSettings
 
 STEPS = 5
@@ -28,6 +24,18 @@ class TinyNet(nn.Module):
         self.layer_norm = nn.LayerNorm(4, bias=False)
         self.relative_attention_bias = nn.Embedding(8, 2)
         self.frozen = nn.Linear(3, 3, bias=False).requires_grad_(False)
+
+
+class TinyFactoredNet(TinyNet):
+    """The same with factors instead of the matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wi = LowRankLinear(6, 4, 4, bias=True)
+
+
+def net_for(name: str) -> TinyNet:
+    return TinyFactoredNet() if name in ("loro_adamw", "loro_muon", "spectron") else TinyNet()
 
 
 def start_and_gradients(shape: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -160,13 +168,21 @@ def test_a_frozen_model_is_refused():
         build_optimizer(TinyNet().requires_grad_(False), OptimizerSettings())
 
 
+def test_factor_optimizers_want_factors_and_loros_settings_its_optimizer():
+    with pytest.raises(ConfigError, match="loro_muon trains low-rank layers, but this model has none"):
+        build_optimizer(TinyNet(), OptimizerSettings(optimizer="loro_muon"))
+    with pytest.raises(ConfigError, match="adamw has no loro_freq"):
+        build_optimizer(TinyNet(), OptimizerSettings(optimizer="adamw"), LoroSettings(loro_freq=5))
+
+
 @pytest.mark.parametrize("name", CUSTOMARY_LR)
 def test_set_lr_multiplies_each_groups_own_base(name):
-    optimizer = build_optimizer(TinyNet(), OptimizerSettings(optimizer=name, lr=0.1))
-    optimizer.param_groups[1]["base_lr"] = 0.4
+    optimizer = build_optimizer(net_for(name), OptimizerSettings(optimizer=name, lr=0.1, dense_lr=0.4))
+    bases = [group["base_lr"] for group in optimizer.param_groups]
+    assert sorted(set(bases)) == [0.1, 0.4]
     for factor in (0.5, 0.25):
         set_lr(optimizer, factor)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * factor, 0.4 * factor])
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([base * factor for base in bases])
 
 
 @pytest.mark.parametrize("name", CUSTOMARY_LR)
@@ -184,7 +200,7 @@ def test_every_optimizer_learns_and_goes_on_from_its_state_bit_for_bit(name):
         return loss.item()
 
     settings = OptimizerSettings(optimizer=name, lr=0.05)
-    whole = TinyNet()
+    whole = net_for(name)
     halves = copy.deepcopy(whole)
     optimizer = build_optimizer(whole, settings)
     first = train(whole, optimizer, 1)
@@ -194,7 +210,7 @@ def test_every_optimizer_learns_and_goes_on_from_its_state_bit_for_bit(name):
     second_half = build_optimizer(halves, settings)
     second_half.load_state_dict(copy.deepcopy(first_half.state_dict()))
     train(halves, second_half, 10)
-    assert torch.equal(whole.wi.weight, halves.wi.weight)
+    assert all(map(torch.equal, whole.parameters(), halves.parameters()))
 
 
 def test_adamw_scaled_with_a_closure_returns_its_loss():

@@ -12,6 +12,7 @@ from fivefold.training.settings import LoopSettings
 from fivefold.training.telemetry import TIMING_KEYS, Telemetry, check_wandb, format_duration, read_log_lines
 
 SETTINGS = LoopSettings(output_dir="run", num_training_steps=10)
+REST = {"eval_tokens": 70, "eval_perplexity": 4.953, "eval_galore_perplexity": 4.75}
 
 
 def run_steps(run_dir, first: int, last: int, *, start_step: int = 0, settings=SETTINGS) -> None:
@@ -21,7 +22,7 @@ def run_steps(run_dir, first: int, last: int, *, start_step: int = 0, settings=S
             telemetry.advance(step)
             telemetry.log_step(step, loss=9.0 / step, learning_rate=1e-3, grad_norm=0.5, tokens_seen=100 * step)
             if step % 5 == 0:
-                telemetry.log_evaluation(step, eval_loss=8.0 / step, eval_tokens=70)
+                telemetry.log_evaluation(step, eval_loss=8.0 / step, **REST)
 
 
 def without_timings(run_dir) -> list[dict]:
@@ -51,10 +52,11 @@ def test_every_logged_step_is_one_line_of_json(tmp_path):
     assert train["loss"] == 9.0 / 5
     assert train["tokens_seen"] == 500
     assert train["memory_bytes"] > 2**20
-    assert {key: evaluation[key] for key in ("step", "eval_loss", "eval_tokens")} == {
+    assert list(evaluation) == ["step", "eval_loss", *REST, "seconds"]
+    assert {key: value for key, value in evaluation.items() if key != "seconds"} == {
         "step": 5,
         "eval_loss": 1.6,
-        "eval_tokens": 70,
+        **REST,
     }
 
 
@@ -62,6 +64,8 @@ def test_tensorboard_holds_the_same_curves(tmp_path):
     run_steps(tmp_path, 1, 5)
     assert scalars(tmp_path, "train/loss") == [(step, pytest.approx(9.0 / step)) for step in range(1, 6)]
     assert scalars(tmp_path, "eval/loss") == [(5, pytest.approx(1.6))]
+    assert scalars(tmp_path, "eval/perplexity") == [(5, pytest.approx(4.953))]
+    assert scalars(tmp_path, "eval/galore_perplexity") == [(5, pytest.approx(4.75))]
 
 
 def test_resumed_log_is_the_uninterrupted_one_but_for_timings(tmp_path):
@@ -119,7 +123,7 @@ def test_all_processes_but_the_first_write_nothing(tmp_path):
     with Telemetry(tmp_path / "run", 10, SETTINGS, enabled=False) as telemetry:
         telemetry.advance(1)
         telemetry.log_step(1, loss=1.0, learning_rate=1.0, grad_norm=1.0, tokens_seen=1)
-        telemetry.log_evaluation(1, eval_loss=1.0, eval_tokens=1)
+        telemetry.log_evaluation(1, eval_loss=1.0, **REST)
         with telemetry.paused("saving"):
             telemetry.say("nothing")
     assert not (tmp_path / "run").exists()
@@ -141,7 +145,7 @@ def test_a_terminal_gets_a_bar(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "5/10" in shown
     assert "tokens/s" in shown
-    assert "held-out loss 1.6000" in shown
+    assert "held-out loss 1.6000, perplexity 4.953 (4.75 as GaLore counts), 70 tokens" in shown
 
 
 @pytest.mark.parametrize("content", ['{"step": 1}\nhello\n{"step": 2}\n', '[1]\n{"step": 2}\n', '{}\n{"step": 2}\n'])
