@@ -1,0 +1,252 @@
+"""Which way of training at low rank reaches the lowest held-out loss: every method by the same command, tuned alike.
+
+python benchmarks/lowrank_quality.py [--model llama t5] [--work FOLDER] [--seeds 3] [--jobs 2] [--methods NAME ...]
+
+Each run is `fivefold pretrain` on the plays of the catalogue's en_plays with a vocabulary of 1,024: a LLaMA or a T5 of
+about 1.1M parameters, or with 58% of them where its matrices are factored at rank 36; 400 steps, float32, cosine with a
+tenth of warm-up, clipping at 1, one thread. Embeddings, norms and output layer get AdamW at 1e-2 everywhere (a rate
+that suits dense Adam, too). Each method's own learning rate is the best of five at seed 0, four that double and one
+between the best of these and its better neighbour; that rate is then run with the other seeds. Runs are kept in
+FOLDER/results.jsonl, so the script goes on where it was stopped; --report prints and draws what is there.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+RANK, STEPS, CYCLE = 36, 400, 50
+SHAPES = {
+    "llama": {
+        "model_type": "llama",
+        "vocab_size": 1024,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "t5": {
+        "model_type": "t5",
+        "vocab_size": 1024,
+        "d_model": 128,
+        "d_kv": 32,
+        "d_ff": 352,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-silu",
+        "tie_word_embeddings": False,
+        "dropout_rate": 0.0,
+    },
+}
+# T5's inputs and targets together make as many tokens as LLaMA's windows.
+DATA_FLAGS = {"llama": ["--input_length", "64"], "t5": ["--input_length", "96"]}
+
+COMMON = ["--warmup_steps", "40", "--scheduler", "cosine", "--grad_clipping", "1.0", "--dense_lr", "1e-2"]
+FACTORED = ["--loro_scope", "all", "--loro_attn_rank", str(RANK), "--loro_mlp_rank", str(RANK)]
+SPECTRAL = [*FACTORED, "--loro_init", "spectral"]
+LORO = [*SPECTRAL, "--optimizer", "loro_adamw", "--loro_freq", str(CYCLE)]
+REFRESH = ["--loro_refresh", "all", "--loro_refresh_freq", str(CYCLE)]
+ADAM_RATES, MUON_RATES = [5e-4, 1e-3, 2e-3, 4e-3], [2.5e-3, 5e-3, 1e-2, 2e-2]
+METHODS: dict[str, tuple[list[str], list[float]]] = {
+    "dense Adam": ([*COMMON, "--optimizer", "adamw"], ADAM_RATES),
+    "dense Muon": ([*COMMON, "--optimizer", "muon"], MUON_RATES),
+    "W = BA, Adam": ([*COMMON, *SPECTRAL, "--optimizer", "adamw"], ADAM_RATES),
+    "reset only": ([*COMMON, *LORO, "--loro_type", "eucl", *REFRESH], ADAM_RATES),
+    "rebalance only": ([*COMMON, *LORO, "--loro_type", "rebalance"], ADAM_RATES),
+    "exact only": ([*COMMON, *LORO], ADAM_RATES),
+    "LORO (factor)": ([*COMMON, *LORO, *REFRESH], ADAM_RATES),
+    "LORO (tangent)": ([*COMMON, *LORO, *REFRESH, "--loro_momentum", "tangent"], ADAM_RATES),
+    # As in the authors' scripts: one rate for everything, r/d on lazy steps, restarts, xavier factors, no clipping.
+    "LORO as published": (
+        [
+            *[*FACTORED, "--loro_init", "xavier", "--optimizer", "loro_adamw", "--loro_freq", str(CYCLE), *REFRESH],
+            *[
+                "--loro_lr_scaler",
+                "-1",
+                "--grad_clipping",
+                "0",
+                "--warmup_steps",
+                "40",
+                "--scheduler",
+                "cosine_restart",
+            ],
+            *["--cosine_restart_freq", str(CYCLE), "--cosine_restart_warmup", "5", "--lr_adjust_steps", "-40"],
+        ],
+        [5e-3, 1e-2, 2e-2, 4e-2],
+    ),
+    "Spectron": ([*COMMON, *SPECTRAL, "--optimizer", "spectron"], [1.25e-2, 2.5e-2, 5e-2, 1e-1]),
+    "loro_muon": ([*COMMON, *SPECTRAL, "--optimizer", "loro_muon"], MUON_RATES),
+}
+
+
+def fivefold(*words: object) -> None:
+    """Run a command of ours on one thread; its output shows only if it fails."""
+    command = [sys.executable, "-m", "fivefold", *map(str, words)]
+    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+
+
+def prepare(work: Path, model: str) -> None:
+    """Tokenizer, tokens and the model's shape."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / f"{model}.json").write_text(json.dumps(SHAPES[model]))
+    if not (work / "tokenizer").exists():
+        fivefold("tokenizer", "--data", "en_plays", "--vocab_size", 1024, "--output_dir", work / "tokenizer")
+    if not (work / "tokens").exists():
+        fivefold(
+            *["prepare", "--data", "en_plays", "--tokenizer", work / "tokenizer", "--validation_frac", 0.05],
+            *["--output_dir", work / "tokens"],
+        )
+
+
+def train(work: Path, model: str, method: str, lr: float, seed: int) -> dict:
+    """One run; its learning curve on held-out text."""
+    run = work / "runs" / f"{model}-{method}-{lr:g}-{seed}".replace(" ", "_").replace("=", "").replace(",", "")
+    shutil.rmtree(run, ignore_errors=True)
+    flags, _ = METHODS[method]
+    fivefold(
+        *["pretrain", "--model_type", model, "--model_config", work / f"{model}.json", "--data", work / "tokens"],
+        *[*DATA_FLAGS[model], "--batch_size", 32, "--num_training_steps", STEPS, "--eval_every", 50],
+        *["--eval_samples", 512, "--save_every", 0, "--dtype", "float32", "--output_dir", run],
+        *["--lr", lr, "--seed", seed, *flags],
+    )
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    curve = {str(line["step"]): line["eval_loss"] for line in lines if "eval_loss" in line}
+    seconds = [line["seconds"] for line in lines if "seconds" in line][-1]
+    shutil.rmtree(run / "final")
+    return {
+        "model": model,
+        "method": method,
+        "lr": lr,
+        "seed": seed,
+        "loss": curve[str(STEPS)],
+        "curve": curve,
+        "seconds": seconds,
+    }
+
+
+class Results:
+    """Finished runs, on disk and in memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file.exists() else []
+        self.runs = {(run["model"], run["method"], run["lr"], run["seed"]): run for run in map(json.loads, lines)}
+
+    def fill(self, work: Path, jobs: int, wanted: list[tuple[str, str, float, int]]) -> None:
+        """Make the runs that are not there yet."""
+
+        def make(key: tuple[str, str, float, int]) -> None:
+            run = self.runs[key] = train(work, *key)
+            with self.file.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+            print(f"{key[0]:6} {key[1]:18} lr {key[2]:<7g} seed {key[3]}  loss {run['loss']:.4f}", flush=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(make, [key for key in wanted if key not in self.runs]))
+
+    def best_rate(self, model: str, method: str) -> float | None:
+        """The rate with the lowest loss at seed 0."""
+        losses = {key[2]: run["loss"] for key, run in self.runs.items() if key[:2] == (model, method) and key[3] == 0}
+        return min(losses, key=losses.__getitem__) if losses else None
+
+    def between(self, model: str, method: str) -> float:
+        """A rate between the best one and its better neighbour."""
+        losses = {rate: self.runs[model, method, rate, 0]["loss"] for rate in METHODS[method][1]}
+        best, rates = min(losses, key=losses.__getitem__), sorted(losses)
+        place = rates.index(best)
+        neighbour = min(rates[max(place - 1, 0) : place] + rates[place + 1 : place + 2], key=losses.__getitem__)
+        return float(f"{math.sqrt(best * neighbour):.2g}")
+
+    def at_best(self, model: str, method: str) -> list[dict]:
+        """All seeds at the best rate."""
+        rate = self.best_rate(model, method)
+        return [run for key, run in sorted(self.runs.items()) if key[:3] == (model, method, rate)]
+
+
+def table(results: Results, model: str) -> str:
+    """Mean and spread of the losses, and how far loro_muon's perplexity lies from each method's, seed by seed."""
+    rows = [
+        "| method | learning rate | held-out loss (lowest .. highest) | perplexity | loro_muon against it, by seed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    ours = {run["seed"]: run["loss"] for run in results.at_best(model, "loro_muon")}
+    for method in METHODS:
+        runs = results.at_best(model, method)
+        if not runs:
+            continue
+        losses = [run["loss"] for run in runs]
+        # A difference of losses is a ratio of perplexities.
+        ratios = [math.expm1(ours[run["seed"]] - run["loss"]) for run in runs if run["seed"] in ours]
+        against = " ".join(f"{100 * ratio:+.1f}%" for ratio in ratios) if method != "loro_muon" else ""
+        rows.append(
+            f"| {method} | {runs[0]['lr']:g} | {statistics.mean(losses):.3f} ({min(losses):.3f} .. {max(losses):.3f}) "
+            f"| {math.exp(statistics.mean(losses)):.1f} | {against} |"
+        )
+    return "\n".join(rows)
+
+
+def draw(results: Results, models: list[str], file: Path) -> None:
+    """Held-out loss over the steps, mean of the seeds, a panel a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(models), figsize=(6.5 * len(models), 4.5), squeeze=False)
+    for panel, model in zip(panels[0], models, strict=True):
+        for index, method in enumerate(METHODS):
+            runs = results.at_best(model, method)
+            steps = [int(step) for step in runs[0]["curve"] if int(step)] if runs else []
+            means = [statistics.mean(run["curve"][str(step)] for run in runs) for step in steps]
+            style = {"linewidth": 2.5, "color": "black"} if method == "loro_muon" else {"linewidth": 1.2}
+            panel.plot(steps, means, label=method, linestyle="-" if index % 2 else "--", **style)
+        panel.set(title=model, xlabel="steps", ylabel="held-out loss, nats a token")
+        panel.set_ylim(top=min(panel.get_ylim()[1], 5.5))
+        panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    """Tune, repeat, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, nargs="+", default=list(SHAPES))
+    parser.add_argument("--work", type=Path, default=Path("lowrank_quality"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--report", action="store_true", help="only print and draw what is there")
+    words = parser.parse_args()
+    results = Results(words.work / "results.jsonl")
+    for model in words.model:
+        if not words.report:
+            prepare(words.work, model)
+            tuning = [(model, method, lr, 0) for method in words.methods for lr in METHODS[method][1]]
+            results.fill(words.work, words.jobs, tuning)
+            refined = [(model, method, results.between(model, method), 0) for method in words.methods]
+            results.fill(words.work, words.jobs, refined)
+            rates = {method: results.best_rate(model, method) for method in words.methods}
+            repeats = [
+                (model, method, lr, seed) for seed in range(1, words.seeds) for method, lr in rates.items() if lr
+            ]
+            results.fill(words.work, words.jobs, repeats)
+        print(f"\n{model}\n\n{table(results, model)}")
+    draw(results, words.model, words.work / "lowrank_quality.png")
+
+
+if __name__ == "__main__":
+    main()
