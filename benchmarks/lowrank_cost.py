@@ -283,7 +283,7 @@ def report(arguments: argparse.Namespace) -> str:
     training, shares, algebra, generation = tables(results)
     parts = [
         f"Ranks: {ranks}. Products in {arguments.dtype}, weights and state in float32, {arguments.threads} threads. "
-        f"Processes for the dense and for the factored model, in turns: {arguments.rounds} each; measured steps in each: "
+        f"Processes for the dense and the factored model, in turns: {arguments.rounds} each; measured steps in each: "
         f"{arguments.steps}. Medians, lowest to highest in brackets.",
         f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}.",
         f"Training. loro_adamw is the average of {CYCLE - 1} lazy steps and an exact one; its range is the lazy ones'.",

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fivefold.lowrank.tangent import Factors
 
+# What a step needs for a while is some twenty times its stack: half a GB.
+_LARGEST_STACK = 1 << 23
+
 
 class Stack:
     """k pairs of one shape that have gradients; what is read is float32 or wider, what is written has their own type.
@@ -35,12 +38,14 @@ class Stack:
 
 
 def stacks(params: Sequence[Tensor]) -> Iterator[Stack]:
-    """The pairs among left, right, left, right, ... that have gradients, those of one shape and type together."""
+    """The pairs among left, right, left, right, ... that have gradients, those of a shape and type together, to a size."""
     alike: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
     for left, right in zip(params[::2], params[1::2], strict=True):
         if left.grad is not None and right.grad is not None:
             alike.setdefault((left.shape, right.shape, left.dtype, left.device), []).append((left, right))
-    yield from map(Stack, alike.values())
+    for pairs in alike.values():
+        size = max(1, _LARGEST_STACK // sum(factor.numel() for factor in pairs[0]))
+        yield from (Stack(pairs[start : start + size]) for start in range(0, len(pairs), size))
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -152,9 +152,8 @@ def split(point: Point, step: Tangent, keep: float = 1.0) -> Factors:
         left with orthogonal columns of one length, as large together as right.
     """
     core = keep * point.core - step.inner
-    basis, _ = torch.linalg.qr(point.left_basis @ core - step.outer_left)
-    turn = basis.mT @ point.left_basis
-    right = (turn @ core - basis.mT @ step.outer_left) @ point.right_basis.mT - turn @ step.outer_right.mT
+    basis, triangle = torch.linalg.qr(point.left_basis @ core - step.outer_left)
+    right = triangle @ point.right_basis.mT - (basis.mT @ point.left_basis) @ step.outer_right.mT
     tiny = torch.finfo(right.dtype).tiny ** 0.5
     scale = (torch.linalg.matrix_norm(right, keepdim=True) / right.shape[-2] ** 0.5).clamp_min(tiny).sqrt()
     return Factors(basis * scale, right / scale)
