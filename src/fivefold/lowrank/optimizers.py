@@ -293,7 +293,7 @@ class LOROMuon(FactorOptimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict],
-        lr: float = 1e-2,
+        lr: float = 7e-3,
         beta: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
@@ -333,7 +333,7 @@ class Spectron(FactorOptimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict],
-        lr: float = 1e-1,
+        lr: float = 5e-2,
         beta: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,

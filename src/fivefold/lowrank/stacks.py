@@ -38,7 +38,7 @@ class Stack:
 
 
 def stacks(params: Sequence[Tensor]) -> Iterator[Stack]:
-    """The pairs among left, right, left, right, ... that have gradients, those of a shape and type together, to a size."""
+    """The pairs among left, right, left, right, ... that have gradients, several of one shape and type together."""
     alike: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
     for left, right in zip(params[::2], params[1::2], strict=True):
         if left.grad is not None and right.grad is not None:

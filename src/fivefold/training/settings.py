@@ -15,8 +15,8 @@ CUSTOMARY_LR = {
     "muon": 5e-3,
     "galore_adamw": 1e-2,
     "loro_adamw": 1e-3,
-    "loro_muon": 1e-2,
-    "spectron": 1e-1,
+    "loro_muon": 7e-3,
+    "spectron": 5e-2,
 }
 MOMENTUM_OPTIMIZERS = ("muon", "loro_muon", "spectron")
 """Those that move the matrices inside the network by a momentum, and all other parameters by AdamW."""
@@ -42,8 +42,8 @@ class OptimizerSettings:
     """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5), adafactor (as T5), muon,
     galore_adamw (AdamW on projected gradients); for low-rank layers loro_muon (recommended), loro_adamw, spectron."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 0.1 for
-    spectron, 1e-2 for the others."""
+    """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 7e-3
+    for loro_muon, 5e-2 for spectron, 1e-2 for the others."""
     dense_lr: float | None = None
     """Peak learning rate of embeddings, output layer, norms and biases; by default the same, for spectron 1e-2."""
     weight_decay: float = 0.0
