@@ -14,7 +14,7 @@ from torch import nn
 
 from fivefold.data.loader import Step
 from fivefold.errors import DataError, ModelError
-from fivefold.lowrank.optimizers import num_recovered
+from fivefold.lowrank.factor_optimizer import num_recovered
 from fivefold.objectives.objective import Batch, LossTerms, Objective
 from fivefold.training.distributed import Processes
 from fivefold.training.optimizers import set_lr

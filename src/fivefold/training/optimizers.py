@@ -5,7 +5,8 @@ from torch import nn
 
 from fivefold.errors import ConfigError
 from fivefold.lowrank.convert import factor_pairs
-from fivefold.lowrank.optimizers import LOROAdamW, LOROMuon, Spectron, factor_groups
+from fivefold.lowrank.factor_optimizer import factor_groups
+from fivefold.lowrank.optimizers import LOROAdamW, LOROMuon, Spectron
 from fivefold.lowrank.settings import LoroSettings
 from fivefold.optim.adamw_scaled import AdamWScaled
 from fivefold.optim.galore import GaLoreAdamW, galore_groups

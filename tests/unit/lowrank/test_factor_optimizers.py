@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fivefold.errors import CheckpointError, ConfigError
 from fivefold.lowrank.convert import convert, factor_pairs
-from fivefold.lowrank.optimizers import LOROAdamW, LOROMuon, Spectron, factor_groups
+from fivefold.lowrank.factor_optimizer import factor_groups
+from fivefold.lowrank.optimizers import LOROAdamW, LOROMuon, Spectron
 
 # The special updates are the 3rd, 6th, ..., the refreshes come after the 4th, 8th, ...
 CYCLE = {"lr": 1e-2, "weight_decay": 0.1, "loro_freq": 3, "refresh": "all", "refresh_freq": 4}
