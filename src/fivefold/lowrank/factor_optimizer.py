@@ -37,6 +37,11 @@ class FactorOptimizer(torch.optim.Optimizer, ABC):
                 _check_pairs(group["params"])
         self._recovered: dict[torch.device, Tensor] = {}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch copies and pickles defaults, state and groups alone.
+        super().__setstate__(state)
+        self._recovered = {}
+
     def num_recovered(self) -> int:
         """Pairs since the last call that were singular, or nearly so, and whose step was damped or left out."""
         total = sum(int(count) for count in self._recovered.values())

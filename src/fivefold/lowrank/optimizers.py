@@ -189,14 +189,13 @@ class LOROMuon(FactorOptimizer):
         weight_decay: float = 0.0,
         damping: float = DAMPING,
     ) -> None:
-        super().__init__(params, lr=lr, beta=beta, betas=betas, eps=eps, weight_decay=weight_decay)
-        self.damping = damping
+        super().__init__(params, lr=lr, beta=beta, betas=betas, eps=eps, weight_decay=weight_decay, damping=damping)
 
     def _step_factors(self, group: dict[str, Any]) -> None:
         for stack in stacks(group["params"]):
             old, gradient = stack.factors(), stack.gradients()
             momentum = blend(self._averages("momentum", stack), gradient, group["beta"])
-            point = decompose(old, self.damping)
+            point = decompose(old, group["damping"])
             ahead = blend(momentum, gradient, group["beta"])
             new = manifold_muon_step(point, ahead, group["lr"], group["weight_decay"])
             new = self._write(stack, old, new, point.is_singular)

@@ -599,3 +599,18 @@ def test_factors_that_two_layers_share_are_one_pair():
     listed = [id(param) for group in groups for param in group["params"]]
     assert len(listed) == len(set(listed))
     LOROMuon(groups)  # torch warns of a parameter that is listed twice
+
+
+@pytest.mark.parametrize("kind", [LOROAdamW, LOROMuon, Spectron])
+def test_a_copy_makes_the_same_step(kind):
+    params = parameters()
+    optimizer = kind(params.groups(), lr=1e-2)
+    train(params, optimizer, range(2))
+    give_gradients(params, 2)
+    # Together, so that the copy moves the copied parameters.
+    copied_params, copied_optimizer = copy.deepcopy((params, optimizer))
+    for param, twin in zip(params.all, copied_params.all, strict=True):
+        twin.grad = param.grad.clone()
+    optimizer.step()
+    copied_optimizer.step()
+    assert all(map(torch.equal, params.all, copied_params.all))
