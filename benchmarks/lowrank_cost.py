@@ -126,24 +126,31 @@ def stacks_and_loop(params: list[Any]) -> dict[str, list[float]]:
     """Seconds of LORO's exact step and of loro_muon's: pairs of one shape together, then the same pairs one by one."""
     import torch
 
+    from fivefold.lowrank.manifold_muon import manifold_muon_step
     from fivefold.lowrank.stacks import stacks
     from fivefold.lowrank.tangent import Factors, decompose
-    from fivefold.lowrank.update import exact_step, manifold_muon_step
+    from fivefold.lowrank.update import exact_step
 
     def parts(size: int) -> list[tuple[Factors, Factors]]:
         every = [(*stack.factors(), *stack.gradients()) for stack in stacks(params)]
         split = (zip(*(tensor[:PAIRS].split(size) for tensor in stack), strict=True) for stack in every)
         return [(Factors(*part[:2]), Factors(*part[2:])) for stack in split for part in stack]
 
+    def exact(old: Factors, gradient: Factors) -> None:
+        exact_step(decompose(old), gradient, 1e-3)
+
+    def muon(old: Factors, gradient: Factors) -> None:
+        manifold_muon_step(old, gradient, gradient, 1e-3)
+
     def make_steps(step: Callable[..., Any], pairs: list[tuple[Factors, Factors]]) -> None:
         for old, gradient in pairs:
-            step(decompose(old), gradient, 1e-3)
+            step(old, gradient)
 
     with torch.no_grad():
         sizes = (parts(PAIRS), parts(1))
         return {
-            step.__name__: [seconds(partial(make_steps, step, pairs)) for pairs in sizes]
-            for step in (exact_step, manifold_muon_step)
+            name: [seconds(partial(make_steps, step, pairs)) for pairs in sizes]
+            for name, step in (("exact_step", exact), ("manifold_muon_step", muon))
         }
 
 

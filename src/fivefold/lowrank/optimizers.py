@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fivefold.errors import ConfigError
 from fivefold.lowrank.factor_optimizer import FactorOptimizer, blend
+from fivefold.lowrank.manifold_muon import manifold_muon_step
 from fivefold.lowrank.stacks import Stack, divided, spread, stacked, stacks
-from fivefold.lowrank.tangent import DAMPING, Factors, as_gradient, balance, decompose, project
-from fivefold.lowrank.update import exact_step, lazy_step, manifold_muon_step, spectron_step
+from fivefold.lowrank.tangent import Factors, as_gradient, balance, decompose, project
+from fivefold.lowrank.update import exact_step, lazy_step, spectron_step
 
 
 class LOROAdamW(FactorOptimizer):
@@ -161,7 +162,7 @@ def _forget_basis(second_moment: Tensor, *, is_left: bool) -> None:
 
 
 class LOROMuon(FactorOptimizer):
-    """Muon on the manifold of fixed-rank matrices: `update.manifold_muon_step` on each pair, at each update.
+    """Muon on the manifold of fixed-rank matrices: `manifold_muon_step` on each pair, at each update.
 
     The momentum is an average of raw gradients, kept as the pair (X right^T, left^T X) at the present factors and
     carried along by projection when these move. `lr` is in Adam's scale: the update of a matrix of full rank would have
@@ -173,7 +174,6 @@ class LOROMuon(FactorOptimizer):
         beta: decay of the momentum; the step looks ahead as Nesterov's does.
         betas, eps: AdamW's, for what is not factored.
         weight_decay: part of W taken off a step, times lr.
-        damping: see `tangent.damped_inverse`.
 
     Raises:
         ConfigError: a group of factors that does not hold pairs.
@@ -187,19 +187,17 @@ class LOROMuon(FactorOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        damping: float = DAMPING,
     ) -> None:
-        super().__init__(params, lr=lr, beta=beta, betas=betas, eps=eps, weight_decay=weight_decay, damping=damping)
+        super().__init__(params, lr=lr, beta=beta, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _step_factors(self, group: dict[str, Any]) -> None:
         for stack in stacks(group["params"]):
             old, gradient = stack.factors(), stack.gradients()
             momentum = blend(self._averages("momentum", stack), gradient, group["beta"])
-            point = decompose(old, group["damping"])
             ahead = blend(momentum, gradient, group["beta"])
-            new = manifold_muon_step(point, ahead, group["lr"], group["weight_decay"])
-            new = self._write(stack, old, new, point.is_singular)
-            self._keep("momentum", stack, as_gradient(point, project(point, momentum), new))
+            new, carried, is_singular = manifold_muon_step(old, momentum, ahead, group["lr"], group["weight_decay"])
+            self._write(stack, old, new, is_singular)
+            self._keep("momentum", stack, carried)
 
 
 class Spectron(FactorOptimizer):

@@ -142,23 +142,6 @@ def truncate(point: Point, step: Tangent, keep: float = 1.0) -> Factors:
     return Factors(left, right.mT)
 
 
-def split(point: Point, step: Tangent, keep: float = 1.0) -> Factors:
-    """A rank-r approximation of W' = keep W - step without an SVD: U' U'^T W', where U' spans W' V.
-
-    As near to W' as `truncate` up to third order in the step, and as safe where W has small singular values.
-    Source: projector splitting (Lubich and Oseledets, 2014), as a retraction in Absil and Oseledets (2015).
-
-    Returns:
-        left with orthogonal columns of one length, as large together as right.
-    """
-    core = keep * point.core - step.inner
-    basis, triangle = torch.linalg.qr(point.left_basis @ core - step.outer_left)
-    right = triangle @ point.right_basis.mT - (basis.mT @ point.left_basis) @ step.outer_right.mT
-    tiny = torch.finfo(right.dtype).tiny ** 0.5
-    scale = (torch.linalg.matrix_norm(right, keepdim=True) / right.shape[-2] ** 0.5).clamp_min(tiny).sqrt()
-    return Factors(basis * scale, right / scale)
-
-
 def balance(point: Point) -> Factors:
     """The same W in balanced factors: left^T left = right right^T, diagonal.
 

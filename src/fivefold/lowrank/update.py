@@ -1,18 +1,14 @@
-"""One step of a stack of factor pairs, as pure functions: LORO's two, Muon on the manifold, Spectron's.
+"""One step of a stack of factor pairs, as pure functions: LORO's two and Spectron's.
 
 Shapes and words as in `lowrank.tangent`. A direction is what is subtracted from a factor, shaped like it: its gradient,
 or what Adam makes of it. Everything is computed in the type of the tensors: give float32 or wider.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from fivefold.lowrank.tangent import Factors, Point, Tangent, project, split, truncate
-
-# The quintic of Muon's reference implementation: five rounds take singular values in 0.01 .. 1 to about 0.7 .. 1.2.
-_QUINTIC = (3.4445, -4.7750, 2.0315)
+from fivefold.lowrank.polar import polar
+from fivefold.lowrank.tangent import Factors, Point, project, truncate
 
 
 def lazy_step(factors: Factors, direction: Factors, lr: float, weight_decay: float = 0.0) -> Factors:
@@ -38,36 +34,6 @@ def exact_step(point: Point, direction: Factors, lr: float, weight_decay: float 
     return truncate(point, project(point, direction).times(lr), keep=(1 - lr * weight_decay) ** 2)
 
 
-def manifold_muon_step(
-    point: Point, direction: Factors, lr: float, weight_decay: float = 0.0, num_rounds: int = 6
-) -> Factors:
-    """Muon on the manifold of rank-r matrices: W moves by the orthogonalised tangent vector of the momentum, and back.
-
-    A tangent vector is [U Q_2] C [V Q_1]^T with orthonormal Q's and a 2r x 2r core C, so that C's polar factor is all
-    there is to orthogonalise. The step's size is Muon's, 0.2 sqrt(max(m, n)) lr: at full rank an RMS like Adam's.
-    Source: our own; Riemannion (arXiv:2507.12142) is its relative for LoRA.
-    Cost: O((m + n) r^2 + r^3) a pair: QRs and products of thin matrices, no SVD.
-
-    Args:
-        point: where the factors stand.
-        direction: (X right^T, left^T X) of the momentum X.
-        num_rounds: of Newton-Schulz.
-    """
-    tangent = project(point, direction)
-    rest_left, triangle_left = torch.linalg.qr(tangent.outer_left)
-    rest_right, triangle_right = torch.linalg.qr(tangent.outer_right)
-    rank = point.core.shape[-1]
-    corner = triangle_left.new_zeros(*triangle_left.shape[:-1], triangle_right.shape[-2])
-    upper, lower = torch.cat([tangent.inner, triangle_right.mT], -1), torch.cat([triangle_left, corner], -1)
-    core = polar(torch.cat([upper, lower], -2), num_rounds)
-    # The polar factor's lower right corner points out of the tangent space; it is left out.
-    step = Tangent(
-        core[..., :rank, :rank], rest_left @ core[..., rank:, :rank], rest_right @ core[..., :rank, rank:].mT
-    )
-    size = 0.2 * math.sqrt(max(rest_left.shape[-2], rest_right.shape[-2]))
-    return split(point, step.times(lr * size), keep=1 - lr * weight_decay)
-
-
 def spectron_step(
     factors: Factors, momentum: Factors, lr: float, probes: Factors, weight_decay: float = 0.0
 ) -> tuple[Factors, Factors]:
@@ -90,24 +56,6 @@ def spectron_step(
     moved = Factors(*(keep * factor - step * polar(average) for factor, average in zip(factors, momentum, strict=True)))
     fresh = Factors(factors.left.mT @ seen.left, factors.right @ seen.right)
     return moved, Factors(*map(_direction_or, fresh, probes))
-
-
-def polar(matrix: Tensor, num_rounds: int = 5) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T, by Newton-Schulz iteration; zero stays zero.
-
-    Source: Muon (Jordan et al., 2024).
-    """
-    is_tall = matrix.shape[-2] > matrix.shape[-1]
-    x = matrix.mT if is_tall else matrix
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-    a, b, c = _QUINTIC
-    stack = x.reshape(-1, *x.shape[-2:])
-    for _ in range(num_rounds):
-        gram = stack @ stack.mT
-        # a x + (b gram + c gram^2) x, with the sums inside the products: a tenth faster on a CPU
-        stack = torch.baddbmm(stack, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), stack, beta=a)
-    x = stack.reshape(x.shape)
-    return x.mT if is_tall else x
 
 
 def _direction_or(vector: Tensor, fallback: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class OptimizerSettings:
     galore_adamw (AdamW on projected gradients); for low-rank layers loro_muon (recommended), loro_adamw, spectron."""
     lr: float | None = None
     """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 7e-3
-    for loro_muon, 5e-2 for spectron, 1e-2 for the others."""
+    for loro_muon, 5e-2 for spectron, 1e-2 for the others. LORO's own default is 1e-4; its scripts give 5e-3 or 1e-2."""
     dense_lr: float | None = None
     """Peak learning rate of embeddings, output layer, norms and biases; by default the same, for spectron 1e-2."""
     weight_decay: float = 0.0
@@ -63,7 +63,8 @@ class OptimizerSettings:
     galore_scale: float = 1.0
     """galore_adamw: factor on the steps that come out of the projection."""
     grad_clipping: float = 1.0
-    """Largest global gradient norm, larger gradients are scaled down to it; 0 turns clipping off."""
+    """Largest global gradient norm, larger gradients are scaled down to it; 0 turns clipping off, LORO's default (its
+    clipping sees layers that are no longer in the model)."""
 
     def __post_init__(self) -> None:
         if self.lr is not None and not self.lr > 0:
@@ -116,7 +117,8 @@ class ScheduleSettings:
     scheduler: Literal["cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear", "constant"] = "cosine"
     """Shape after warm-up; cosine_restart climbs again every cosine_restart_freq steps, wsd falls at the very end."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up from 0; by default a tenth of the run, at most 1000."""
+    """Steps of linear warm-up from 0; by default a tenth of the run, at most 1000 (LORO's default,
+    longer than a short run)."""
     min_lr_ratio: float = 0.1
     """The learning rate never ends below this part of its peak (constant stays at the peak)."""
     cosine_restart_freq: int | None = None
