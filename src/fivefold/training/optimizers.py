@@ -73,7 +73,9 @@ def build_optimizer(
 
 
 def _groups(model: nn.Module, settings: OptimizerSettings, loro: LoroSettings) -> list[dict]:
-    rates = {"lr": settings.peak_lr, "dense_lr": settings.peak_dense_lr, "weight_decay": settings.weight_decay}
+    is_t5 = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    dense_lr = settings.peak_dense_lr(is_t5=is_t5)
+    rates = {"lr": settings.peak_lr, "dense_lr": dense_lr, "weight_decay": settings.weight_decay}
     if settings.optimizer in FACTOR_OPTIMIZERS:
         return factor_groups(model, **rates, lr_scale=loro.lr_scale)
     if settings.optimizer == "muon":

@@ -45,7 +45,8 @@ class OptimizerSettings:
     """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 7e-3
     for loro_muon, 5e-2 for spectron, 1e-2 for the others. LORO's own default is 1e-4; its scripts give 5e-3 or 1e-2."""
     dense_lr: float | None = None
-    """Peak learning rate of embeddings, output layer, norms and biases; by default the same, for spectron 1e-2."""
+    """Peak learning rate of embeddings, output layer, norms and biases; by default the same, but for muon, loro_muon
+    and spectron 1e-2, and 2e-2 in a T5, whose embeddings start with a deviation of 1."""
     weight_decay: float = 0.0
     """Weight decay on matrices; norms, biases and relative-position tables never decay. T5 recipes use 0."""
     beta1: float = 0.9
@@ -101,13 +102,13 @@ class OptimizerSettings:
         """The learning rate to use: the one that was set, or the optimizer's customary one."""
         return CUSTOMARY_LR[self.optimizer] if self.lr is None else self.lr
 
-    @property
-    def peak_dense_lr(self) -> float:
+    def peak_dense_lr(self, *, is_t5: bool) -> float:
         """The learning rate of what is no matrix inside the network."""
-        if self.dense_lr is None:
-            # Spectron's own rate bounds a spectral norm; Adam needs another.
-            return 1e-2 if self.optimizer == "spectron" else self.peak_lr
-        return self.dense_lr
+        if self.dense_lr is not None:
+            return self.dense_lr
+        if self.optimizer not in MOMENTUM_OPTIMIZERS:
+            return self.peak_lr
+        return 2e-2 if is_t5 else 1e-2  # nanoT5's step on embeddings of deviation 1; see docs/log.md for the other
 
 
 @dataclass

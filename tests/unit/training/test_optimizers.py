@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from fivefold.errors import ConfigError, ModelError
+from fivefold.lowrank.convert import convert
 from fivefold.lowrank.settings import LoroSettings
 from fivefold.nn.low_rank import LowRankLinear
 from fivefold.optim.adamw_scaled import AdamWScaled, adamw_scaled_update, parameter_rms
+from fivefold.t5.config import T5Config
+from fivefold.t5.model import T5Model
 from fivefold.training.optimizers import build_optimizer, parameter_groups, set_lr
 from fivefold.training.settings import CUSTOMARY_LR, OptimizerSettings
 
@@ -185,6 +188,19 @@ def test_set_lr_multiplies_each_groups_own_base(name):
     for factor in (0.5, 0.25):
         set_lr(optimizer, factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([base * factor for base in bases])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "net_rate", "t5_rate"),
+    [("loro_muon", 1e-2, 2e-2), ("spectron", 1e-2, 2e-2), ("loro_adamw", 1e-3, 1e-3)],
+)
+def test_what_is_not_factored_has_a_rate_of_its_own_and_t5s_large_embeddings_twice_that(optimizer, net_rate, t5_rate):
+    t5 = T5Model(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    convert(t5, scope="all", attn_rank=2, mlp_rank=2, init="spectral", seed=0)
+    for model, rate in ((net_for(optimizer), net_rate), (t5, t5_rate)):
+        groups = build_optimizer(model, OptimizerSettings(optimizer=optimizer)).param_groups
+        assert {group["lr"] for group in groups if not group["factors"]} == {rate}
+        assert {group["lr"] for group in groups if group["factors"]} == {CUSTOMARY_LR[optimizer]}
 
 
 @pytest.mark.parametrize("name", CUSTOMARY_LR)
