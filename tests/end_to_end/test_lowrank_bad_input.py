@@ -272,7 +272,7 @@ class TestSingularFactors:
         assert all(weight.isfinite().all() for weight in weights.values())
 
     def test_a_gradient_that_is_not_finite(self, flags, refusal, here, small_run, capsys):
-        # the embeddings too: loro_muon alone, whose steps forget all lengths, goes on even so
+        # dense_lr too: wild factors alone leave the loss of loro_muon finite
         much = {"lr": 1e30, "dense_lr": 1e30, "warmup_steps": 0, "save_every": 1, "eval_every": 0}
         words = small_run.pretrain(**flags | THIN | much | {"output_dir": "out"})
         assert main(words) == 2
