@@ -142,6 +142,18 @@ def as_recipe(settings: Iterable[Any]) -> dict[str, Any]:
     return {name: value for group in settings for name, value in dataclasses.asdict(group).items()}
 
 
+def changed_settings(settings: Iterable[Any]) -> dict[str, Any]:
+    """Those of a flat mapping that are not as their dataclass has them where nobody says anything."""
+    changed = {}
+    for group in settings:
+        for field in dataclasses.fields(group):
+            is_made = field.default_factory is not dataclasses.MISSING
+            default = field.default_factory() if is_made else field.default  # type: ignore[misc]
+            if (value := getattr(group, field.name)) != default:
+                changed[field.name] = value
+    return changed
+
+
 def _groups(run: Callable[..., None]) -> dict[str, type]:
     hints = typing.get_type_hints(run)
     return {name: hints[name] for name in inspect.signature(run).parameters if name != "dry_run"}

@@ -9,7 +9,7 @@ from fivefold.corpus.settings import CorpusSettings
 from fivefold.corpus.sources import HUB_ID, check_sources
 from fivefold.data.settings import BatchSettings, DataSettings, ObjectiveSettings
 from fivefold.errors import DataError
-from fivefold.flags import as_recipe
+from fivefold.flags import as_recipe, changed_settings
 from fivefold.lowrank.settings import LoroSettings, LowRankSettings
 from fivefold.models.settings import ModelSettings
 from fivefold.objectives.settings import LossSettings
@@ -71,7 +71,8 @@ def run(
         if loop.pure_bf16:
             network.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
         if dry_run:
-            print(describe_run(network, batch, optimizer, run_settings, processes.world_size))
+            changed = changed_settings(settings)
+            print(describe_run(network, batch, optimizer, run_settings, changed, processes.world_size))
         if report is not None and processes.is_first:
             print(f"low rank       {str(report).replace(chr(10), chr(10) + ' ' * 15)}")
         if tokenizer is None or dry_run:

@@ -1,7 +1,7 @@
 """What optimizers over pairs of factors have in common: groups, state, and AdamW for what is not factored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ def factor_groups(
     dense_lr: float,
     weight_decay: float,
     lr_scale: Callable[[int, int, int], float] = lambda rank, largest_side, hidden_size: 1.0,
+    lr_factors: Mapping[int, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for a `FactorOptimizer`: pairs of factors, then other matrices, embeddings and output layer, and the rest.
 
@@ -148,6 +149,7 @@ def factor_groups(
         dense_lr: of embeddings, output layer, norms and biases.
         weight_decay: of all but norms, biases and relative-position tables.
         lr_scale: from a pair's rank and larger side and the model's hidden size to the pair's `lr_scale`.
+        lr_factors: as in `build_groups`; for a T5, LOROMuon and Spectron want `query_lr_factors(model)`.
 
     Returns:
         Groups with `lr`, `base_lr` (what `set_lr` multiplies), `weight_decay`, `factors` and `lr_scale`.
@@ -170,7 +172,8 @@ def factor_groups(
             (others, lr, weight_decay, dense),
             (tables, dense_lr, weight_decay, dense),
             (plain, dense_lr, 0.0, dense),
-        ]
+        ],
+        lr_factors,
     )
 
 

@@ -1,8 +1,8 @@
 """Muon on the manifold of rank-r matrices W = left right: the step of `loro_muon`, for stacks of factor pairs.
 
-Bases are read off r x r Gram matrices by Cholesky, so that what is long is multiplied and only once factored: 0.6 times
-the time of the same step by QRs. Squaring halves the digits: float32 sees singular values of a factor down to some 2e-3
-of the largest; below, the damping takes over and the step fades out instead of blowing up.
+Bases are read off r x r Gram matrices by Cholesky, so that what is long is multiplied and only once factored: two
+thirds of the time of the same step by QRs. Squaring halves the digits: float32 sees singular values of a factor down to
+some 2e-3 of the largest; below, the damping takes over and the step fades out instead of blowing up.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Muon for the matrices inside a network, AdamW for its embeddings, output layer, norms and biases: one optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,7 +65,14 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
 
-def muon_groups(model: nn.Module, *, lr: float, dense_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def muon_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    dense_lr: float,
+    weight_decay: float,
+    lr_factors: Mapping[int, float] | None = None,
+) -> list[dict[str, Any]]:
     """Groups for `MuonAdamW`: hidden matrices for Muon, then the rest.
 
     Rows of embeddings and of the output layer are tokens, many of them without a gradient in a batch: orthogonalising
@@ -75,8 +82,9 @@ def muon_groups(model: nn.Module, *, lr: float, dense_lr: float, weight_decay: f
         lr: of the hidden matrices.
         dense_lr: of the rest.
         weight_decay: of all but norms, biases and relative-position tables.
+        lr_factors: as in `build_groups`; a T5 wants `query_lr_factors(model)`.
     Returns:
-        Up to three groups with `lr`, `base_lr` (what `set_lr` multiplies), `weight_decay` and `muon`.
+        Up to four groups with `lr`, `base_lr` (what `set_lr` multiplies), `weight_decay` and `muon`.
     Raises:
         ModelError: no parameter of the model trains.
     """
@@ -86,7 +94,8 @@ def muon_groups(model: nn.Module, *, lr: float, dense_lr: float, weight_decay: f
             (hidden, lr, weight_decay, {"muon": True}),
             (tables, dense_lr, weight_decay, {"muon": False}),
             (plain, dense_lr, 0.0, {"muon": False}),
-        ]
+        ],
+        lr_factors,
     )
 
 

@@ -1,6 +1,6 @@
 """The parameters of a model by what they are to an optimizer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -45,17 +45,41 @@ def parameter_kinds(model: nn.Module) -> ParameterKinds:
     return kinds
 
 
-def build_groups(kinds: Iterable[tuple[Sequence[Tensor], float, float, dict[str, Any]]]) -> list[dict[str, Any]]:
+def query_lr_factors(model: nn.Module) -> dict[int, float]:
+    """By what to multiply the learning rate of a T5's query projections, for steps of a fixed size: head_dim^-1/2.
+
+    T5 does not divide scores by sqrt(head_dim) but starts q as much smaller. What moves every matrix by the same
+    length, as Muon does, would move these as much too far, and attention would be all or nothing within some steps.
+
+    Returns:
+        The factor by the id of each parameter; nothing for any other model.
+    """
+    head_dim = getattr(getattr(model, "config", None), "d_kv", None)
+    if head_dim is None:
+        return {}
+    queries = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "q"]
+    return {id(parameter): head_dim**-0.5 for module in queries for parameter in module.parameters()}
+
+
+def build_groups(
+    kinds: Iterable[tuple[Sequence[Tensor], float, float, dict[str, Any]]],
+    lr_factors: Mapping[int, float] | None = None,
+) -> list[dict[str, Any]]:
     """Parameter groups for a `torch.optim.Optimizer`, those without parameters left out.
 
     Args:
         kinds: parameters, their learning rate, their weight decay, and what else belongs in their group.
+        lr_factors: by the ids of parameters that get a group of their own, what multiplies its learning rate.
 
     Returns:
         Groups with `lr`, `base_lr` (what a schedule multiplies) and `weight_decay`.
     """
-    return [
-        {"params": list(params), "lr": lr, "base_lr": lr, "weight_decay": weight_decay, **more}
-        for params, lr, weight_decay, more in kinds
-        if params
-    ]
+    groups = []
+    for params, lr, weight_decay, more in kinds:
+        by_factor: dict[float, list[Tensor]] = {}
+        for param in params:
+            by_factor.setdefault((lr_factors or {}).get(id(param), 1.0), []).append(param)
+        for factor, alike in by_factor.items():
+            rate = lr * factor
+            groups.append({"params": alike, "lr": rate, "base_lr": rate, "weight_decay": weight_decay, **more})
+    return groups

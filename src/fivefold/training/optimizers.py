@@ -11,7 +11,7 @@ from fivefold.lowrank.settings import LoroSettings
 from fivefold.optim.adamw_scaled import AdamWScaled
 from fivefold.optim.galore import GaLoreAdamW, galore_groups
 from fivefold.optim.muon import MuonAdamW, muon_groups
-from fivefold.optim.parameters import build_groups, parameter_kinds
+from fivefold.optim.parameters import build_groups, parameter_kinds, query_lr_factors
 from fivefold.training.settings import MOMENTUM_OPTIMIZERS, OptimizerSettings
 
 FACTOR_OPTIMIZERS = ("loro_adamw", "loro_muon", "spectron")
@@ -76,10 +76,11 @@ def _groups(model: nn.Module, settings: OptimizerSettings, loro: LoroSettings) -
     is_t5 = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     dense_lr = settings.peak_dense_lr(is_t5=is_t5)
     rates = {"lr": settings.peak_lr, "dense_lr": dense_lr, "weight_decay": settings.weight_decay}
+    lr_factors = query_lr_factors(model) if settings.optimizer in MOMENTUM_OPTIMIZERS else None
     if settings.optimizer in FACTOR_OPTIMIZERS:
-        return factor_groups(model, **rates, lr_scale=loro.lr_scale)
+        return factor_groups(model, **rates, lr_scale=loro.lr_scale, lr_factors=lr_factors)
     if settings.optimizer == "muon":
-        return muon_groups(model, **rates)
+        return muon_groups(model, **rates, lr_factors=lr_factors)
     if settings.optimizer == "galore_adamw":
         projection = {
             "rank": settings.rank,

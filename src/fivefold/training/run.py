@@ -158,9 +158,14 @@ def describe_run(
     batch: BatchSettings,
     optimizer: OptimizerSettings,
     run_settings: dict[str, Any],
+    changed: dict[str, Any],
     world_size: int,
 ) -> str:
-    """What `--dry_run` prints: the resolved settings, parameters, memory, and the line for several processes."""
+    """What `--dry_run` prints: the resolved settings, parameters, memory, and the line for several processes.
+
+    Args:
+        changed: the settings that are not at their defaults, which that line has to name.
+    """
     plan = plan_batches(batch, world_size)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     number_bytes = 2 if run_settings.get("pure_bf16") else 4
@@ -168,7 +173,7 @@ def describe_run(
     # Two processes make the same steps wherever the global batch is even.
     half, odd = divmod(plan.global_batch_size, 2)
     shared = {} if odd else {"batch_size": math.gcd(plan.micro_batch_size, half), "total_batch_size": 2 * half}
-    names = run_settings | {"resume": None, "total_batch_size": None, "accumulation_steps": None} | shared
+    names = changed | {"resume": None, "total_batch_size": None, "accumulation_steps": None} | shared
     words = " ".join(
         f"--{name} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
         for name, value in names.items()

@@ -118,7 +118,7 @@ class ScheduleSettings:
     scheduler: Literal["cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear", "constant"] = "cosine"
     """Shape after warm-up; cosine_restart climbs again every cosine_restart_freq steps, wsd falls at the very end."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up from 0; by default a tenth of the run, at most 1000 (LORO's default,
+    """Steps of linear warm-up from 0; by default a tenth of the run, at most 1000 (LORO's default, which is
     longer than a short run)."""
     min_lr_ratio: float = 0.1
     """The learning rate never ends below this part of its peak (constant stays at the peak)."""

@@ -63,7 +63,7 @@ def test_it_is_the_dense_formula_in_float32(m, n, rank, condition):
         new = step(to(torch.float32, factors), gradient, 0.05)
         expected = dense_step(product(factors), rank, gradient, 0.05)
         gap = (product(new) - expected).norm() / (product(factors) - expected).norm()
-        assert gap < (5e-2 if 2 * rank > min(m, n) else 5e-3), seed
+        assert gap < (5e-2 if 2 * rank > min(m, n) else 1e-3), seed
 
 
 @by_shape
@@ -87,7 +87,7 @@ def test_the_way_back_differs_from_a_truncated_svd_in_third_order(m, n, rank):
         (product(step(factors, gradient, lr)) - best_approximation(weight - lr * direction, rank)).norm()
         for lr in (2e-2, 1e-2)
     ]
-    assert gaps[0] / gaps[1] == pytest.approx(8, rel=0.3)
+    assert gaps[0] / gaps[1] == pytest.approx(8, rel=0.05)
     assert gaps[1] < 0.1 * (weight - 1e-2 * direction - best_approximation(weight - 1e-2 * direction, rank)).norm()
 
 
@@ -143,7 +143,7 @@ def everything(factors: Factors, direction: Factors) -> list[Tensor]:
 
 
 @by_shape
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
 def test_batched_is_looped(m, n, rank, dtype, close):
     """What is compared is left right, as a QR is free to choose signs; the quintic lifts rounding 3.4^6 times."""
     factors, direction = stack_of((m, n, rank), 5, dtype)

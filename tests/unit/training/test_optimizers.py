@@ -12,8 +12,8 @@ from fivefold.nn.low_rank import LowRankLinear
 from fivefold.optim.adamw_scaled import AdamWScaled, adamw_scaled_update, parameter_rms
 from fivefold.t5.config import T5Config
 from fivefold.t5.model import T5Model
-from fivefold.training.optimizers import build_optimizer, parameter_groups, set_lr
-from fivefold.training.settings import CUSTOMARY_LR, OptimizerSettings
+from fivefold.training.optimizers import FACTOR_OPTIMIZERS, build_optimizer, parameter_groups, set_lr
+from fivefold.training.settings import CUSTOMARY_LR, MOMENTUM_OPTIMIZERS, OptimizerSettings
 
 STEPS = 5
 
@@ -41,6 +41,10 @@ def net_for(name: str) -> TinyNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TinyFactoredNet() if name in ("loro_adamw", "loro_muon", "spectron") else TinyNet()
+
+
+def tiny_t5() -> T5Model:
+    return T5Model(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
 
 
 def start_and_gradients(shape: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -190,17 +194,27 @@ def test_set_lr_multiplies_each_groups_own_base(name):
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([base * factor for base in bases])
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "net_rate", "t5_rate"),
-    [("loro_muon", 1e-2, 2e-2), ("spectron", 1e-2, 2e-2), ("loro_adamw", 1e-3, 1e-3)],
-)
-def test_what_is_not_factored_has_a_rate_of_its_own_and_t5s_large_embeddings_twice_that(optimizer, net_rate, t5_rate):
-    t5 = T5Model(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
-    convert(t5, scope="all", attn_rank=2, mlp_rank=2, init="spectral", seed=0)
-    for model, rate in ((net_for(optimizer), net_rate), (t5, t5_rate)):
+@pytest.mark.parametrize(("optimizer", "net_rate", "t5_rate"), [("muon", 1e-2, 2e-2), ("adamw", 1e-3, 1e-3)])
+def test_embeddings_have_a_rate_of_their_own_and_t5s_large_ones_twice_that(optimizer, net_rate, t5_rate):
+    for model, rate in ((TinyNet(), net_rate), (tiny_t5(), t5_rate)):
         groups = build_optimizer(model, OptimizerSettings(optimizer=optimizer)).param_groups
-        assert {group["lr"] for group in groups if not group["factors"]} == {rate}
-        assert {group["lr"] for group in groups if group["factors"]} == {CUSTOMARY_LR[optimizer]}
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        assert {group["lr"] for group in groups if tables & set(map(id, group["params"]))} == {rate}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "loro_muon", "spectron", "loro_adamw", "adamw"])
+def test_steps_of_a_fixed_size_are_smaller_in_t5s_unscaled_queries_by_the_root_of_head_dim(optimizer):
+    model = tiny_t5()
+    if optimizer in FACTOR_OPTIMIZERS:
+        convert(model, scope="all", attn_rank=2, mlp_rank=2, init="spectral", seed=0)
+    groups = build_optimizer(model, OptimizerSettings(optimizer=optimizer, lr=0.1, dense_lr=0.1)).param_groups
+    rates = {id(param): group["base_lr"] for group in groups for param in group["params"]}
+    queries = {id(param) for name, param in model.named_parameters() if ".q." in name}
+    assert len(queries) == (6 if optimizer in FACTOR_OPTIMIZERS else 3)
+    expected = 0.05 if optimizer in MOMENTUM_OPTIMIZERS else 0.1  # head_dim is 4
+    assert {rates[query] for query in queries} == {expected}
+    assert {rate for param, rate in rates.items() if param not in queries} == {0.1}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("name", CUSTOMARY_LR)
