@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fivefold.t5.auto_classes import register_when_imported
+
 if TYPE_CHECKING:
     from fivefold.t5.config import T5Config
     from fivefold.t5.model import T5Decoder, T5Encoder, T5Model
@@ -23,3 +25,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fivefold' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+register_when_imported()

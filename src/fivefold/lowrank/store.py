@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fivefold.errors import CheckpointError, FivefoldError, ModelError
 from fivefold.lowrank.replace import empty_factors, factor_pairs, replace_modules
 from fivefold.lowrank.targets import linear_layers
-from fivefold.t5.config import T5Config
+from fivefold.t5.config import T5_TYPES, T5Config
 from fivefold.t5.model import T5Model
 
 _PREFIX = "low_rank_"
@@ -151,7 +151,7 @@ def _build_dense(data: dict[str, Any]) -> PreTrainedModel:
     data = data | {"model_type": model_type}
     # All weights come from the file: none are drawn, which takes minutes in a large model.
     with torch.random.fork_rng(devices=[]), no_init_weights():
-        if model_type in ("t5", "mt5", "umt5"):
+        if model_type in T5_TYPES:
             model = T5Model(T5Config.from_dict(data))
         elif model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             config = CONFIG_MAPPING[model_type].from_dict(data)

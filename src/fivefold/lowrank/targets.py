@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fivefold.errors import ModelError
 from fivefold.nn.low_rank import LowRankLinear
+from fivefold.t5.config import T5_TYPES
 
 Scope = Literal["all", "attn", "mlp"]
 Kind = Literal["attn", "mlp"]
@@ -28,7 +29,7 @@ _LLAMA: Patterns = {
 }
 # By `config.model_type`. Only families all of whose projections go by these names: half a match would be silent.
 FAMILIES: dict[str, Patterns] = {
-    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
+    **dict.fromkeys(T5_TYPES, _T5),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
 }
 

@@ -7,7 +7,6 @@ from typing import Any
 from fivefold.errors import ConfigError, ModelError
 from fivefold.models.settings import Family, ModelSettings
 
-_T5_TYPES = ("t5", "mt5", "umt5")
 _DEFAULT_SHAPES: dict[Family, str] = {"t5": "small", "llama": "60m"}
 
 
@@ -69,10 +68,12 @@ def _stated_family(settings: ModelSettings) -> Family | None:
 def _family_of(fields: dict[str, Any]) -> Family | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    from fivefold.t5.config import T5_TYPES
+
     # Stored at low rank, a model's type and class are those of the dense one behind a prefix.
     model_type = (fields.get("model_type") or "").removeprefix("low_rank_")
     classes = [name.removeprefix("LowRank") for name in _classes(fields)]
-    if model_type in _T5_TYPES:
+    if model_type in T5_TYPES:
         return "t5"
     # BERT has a decoder class too, so the type alone does not say that the stored model is one.
     decoder_class = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)

@@ -1,119 +1,149 @@
-"""Scaled dot-product attention with an additive bias: one function, the kernel chosen by what is asked.
+"""Attention: one function, the kernel chosen by what is asked or by name.
 
-Shapes: B batch, H heads, Q queries, K keys, D head_dim.
+Shapes: B batch, H heads, J heads of the keys and values (H is a multiple of J), Q queries, K keys, D head_dim.
 """
 
-from typing import Any
+import functools
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores handled at once by the tiled kernel: 3 heads of 512 x 512, 3 MB in float32, about a CPU core's level-2 cache.
-_TILE_SCORES = 3 * 512 * 512
+from fivefold.errors import ModelError
+from fivefold.nn.flash_attention import BlockBias, flash_attention, memory_efficient_attention
+from fivefold.nn.tiled_attention import tiled_attention
+
+Kernel = Literal["auto", "sdpa", "tiled", "flash", "memory_efficient"]
 
 
 def attention(
     q_BHQD: Tensor,
-    k_BHKD: Tensor,
-    v_BHKD: Tensor,
+    k_BJKD: Tensor,
+    v_BJKD: Tensor,
     *,
-    bias: Tensor | None = None,
+    bias: Tensor | BlockBias | None = None,
     key_mask: Tensor | None = None,
+    query_segments: Tensor | None = None,
+    key_segments: Tensor | None = None,
+    is_causal: bool = False,
+    first_query: int = 0,
     scale: float = 1.0,
     dropout_rate: float = 0.0,
+    kernel: Kernel = "auto",
 ) -> Tensor:
-    """softmax(scale * q k^T + bias) v, over the keys that `key_mask` allows.
+    """softmax(scale * q k^T + bias) v, over the keys that a query may see.
 
-    Without a bias this is torch's fused kernel. A bias that needs a gradient would send torch's CPU kernel down its
-    slow path (it writes every [B, H, Q, K] score and its gradient); there the work is done in cache-sized tiles.
+    Kernels, by name:
+        sdpa: torch's fused ones.
+        tiled: for a bias that needs a gradient, for which torch's CPU kernel would write every [B, H, Q, K] score and
+            its gradient; here the work is done in tiles of a core's cache.
+        flash: `flash_attention`, which holds one block of scores, on any device and with a `BlockBias`.
+        memory_efficient: `memory_efficient_attention`, the same in checkpointed blocks.
+        auto: tiled on a CPU for a bias [1, H, Q, K] that needs a gradient, flash for a `BlockBias` and on a CPU for
+            another bias that needs one, else sdpa. Dropout is sdpa's alone.
 
     Args:
-        bias: [1, H, Q, K], added to the scores; -inf forbids a pair (a causal mask goes in here).
+        bias: [1 or B, 1 or H, Q, K], added to the scores, -inf forbids a pair; or a `BlockBias`.
         key_mask: [B, K] bool, False for keys that no query of that row may see (padding).
+        query_segments: [B, Q] integers, with `key_segments`: a query sees only keys of its own segment (packing).
+        key_segments: [B, K] integers.
+        is_causal: query i sees keys 0 to first_query + i only.
+        first_query: position of the first query among the keys, for a decoder that continues a cache.
         dropout_rate: applied to the attention weights; callers pass 0 outside training.
 
     Returns:
         [B, H, Q, D]. A query that may see no key gets zeros.
+
+    Raises:
+        ModelError: the kernel named cannot do what is asked.
     """
-    if (
-        bias is not None
-        and bias.requires_grad
-        and torch.is_grad_enabled()
-        and not q_BHQD.is_cuda
-        and dropout_rate == 0.0
-    ):
-        return _TiledAttention.apply(q_BHQD, k_BHKD, v_BHKD, bias, key_mask, scale)
-    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if kernel == "auto":
+        kernel = _choose(q_BHQD, bias, dropout_rate)
+    else:
+        _check(kernel, q_BHQD, bias, dropout_rate)
+    masks: dict[str, Any] = {
+        "key_mask": key_mask,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+        "is_causal": is_causal,
+        "first_query": first_query,
+    }
+    if kernel in ("flash", "memory_efficient"):
+        blockwise = flash_attention if kernel == "flash" else memory_efficient_attention
+        return blockwise(q_BHQD, k_BJKD, v_BJKD, bias=bias, scale=scale, **masks)
+    assert not isinstance(bias, BlockBias)
+    if kernel == "tiled":
+        visible = _visible(q_BHQD, k_BJKD, **masks)
+        shared = q_BHQD.shape[1] // k_BJKD.shape[1]
+        k, v = (x if shared == 1 else x.repeat_interleave(shared, 1) for x in (k_BJKD, v_BJKD))
+        return tiled_attention(q_BHQD, k, v, bias, visible, scale)
+    # Without anything else to hide, torch skips the hidden half; its own mask counts the first query as the first key.
+    hides_future = is_causal and first_query + 1 < k_BJKD.shape[2]
+    is_plain = hides_future and not first_query and bias is None and key_mask is None and query_segments is None
+    mask = None if is_plain else _visible(q_BHQD, k_BJKD, **masks)
     if bias is not None:
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-        mask = mask.to(q_BHQD.dtype)
-    return F.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=mask, dropout_p=dropout_rate, scale=scale)
+        mask = (bias if mask is None else bias.masked_fill(~mask, float("-inf"))).to(q_BHQD.dtype)
+    return F.scaled_dot_product_attention(
+        *(q_BHQD, k_BJKD, v_BJKD),
+        attn_mask=mask,
+        dropout_p=dropout_rate,
+        is_causal=is_plain,
+        scale=scale,
+        enable_gqa=q_BHQD.shape[1] != k_BJKD.shape[1],
+    )
 
 
-class _TiledAttention(torch.autograd.Function):
-    """Attention with the gradient of its bias, a few heads of one batch row at a time.
+def check_kernel(name: str) -> None:
+    """Refuse a kernel that does not exist.
 
-    Only the output and the log-sum-exp of each query's scores are kept for the backward pass; it recomputes the
-    weights tile by tile and adds the score gradients of all rows into the one bias gradient. Scores of bfloat16 inputs
-    are rounded to bfloat16 before the float32 softmax, as T5X does.
-
-    Source: the recomputation of Dao et al. 2022 (arXiv 2205.14135), algorithm 4, without its inner tiling.
+    Raises:
+        ModelError: it does not.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, key_mask: Tensor | None, scale: float
-    ) -> Tensor:
-        out = torch.empty_like(q)
-        log_normalizer = q.new_empty(q.shape[:3], dtype=_wide(q))
-        smallest = torch.finfo(torch.float32).min
-        for b, h in _tiles(q, k):
-            scores = _scores(q, k, bias, key_mask, scale, b, h)
-            # The clamps matter only to queries that see no key: their weights become zeros instead of NaN.
-            top = scores.amax(-1, keepdim=True).clamp_(min=smallest)
-            weights = scores.sub_(top).exp_()
-            total = weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-            out[b, h] = (weights.to(v.dtype) @ v[b, h]).div_(total)
-            log_normalizer[b, h] = (top + total.log()).squeeze(-1)
-        ctx.save_for_backward(q, k, v, bias, out, log_normalizer, *([] if key_mask is None else [key_mask]))
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, bias, out, log_normalizer, *rest = ctx.saved_tensors
-        key_mask, scale = (rest[0] if rest else None), ctx.scale
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        grad_bias = torch.zeros_like(bias, dtype=_wide(q))
-        grad_dot_out = (grad_out.to(_wide(q)) * out).sum(-1, keepdim=True)
-        for b, h in _tiles(q, k):
-            weights = _scores(q, k, bias, key_mask, scale, b, h).sub_(log_normalizer[b, h].unsqueeze(-1)).exp_()
-            grad_scores = (grad_out[b, h] @ v[b, h].mT).to(_wide(q)).sub_(grad_dot_out[b, h]).mul_(weights)
-            grad_bias[0, h] += grad_scores
-            grad_v[b, h] = weights.to(v.dtype).mT @ grad_out[b, h]
-            grad_scores = grad_scores.mul_(scale).to(q.dtype) if scale != 1.0 else grad_scores.to(q.dtype)
-            grad_q[b, h] = grad_scores @ k[b, h]
-            grad_k[b, h] = grad_scores.mT @ q[b, h]
-        return grad_q, grad_k, grad_v, grad_bias.to(bias.dtype), None, None
+    if name not in get_args(Kernel):
+        raise ModelError(f"There is no attention kernel {name!r}; there are {', '.join(get_args(Kernel))}.")
 
 
-def _tiles(q: Tensor, k: Tensor) -> list[tuple[int, slice]]:
-    batch_size, num_heads, query_len, _ = q.shape
-    step = max(1, _TILE_SCORES // max(1, query_len * k.shape[2]))
-    return [(b, slice(h, h + step)) for b in range(batch_size) for h in range(0, num_heads, step)]
+def _choose(q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
+    if isinstance(bias, BlockBias):
+        return "flash"
+    if bias is None or not bias.requires_grad or not torch.is_grad_enabled() or q.is_cuda or dropout_rate:
+        return "sdpa"
+    return "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor, key_mask: Tensor | None, scale: float, b: int, h: slice) -> Tensor:
-    """Masked, biased scores of one tile in float32 (or wider), [heads, Q, K]."""
-    scores = (q[b, h] @ k[b, h].mT).to(_wide(q))
-    if scale != 1.0:
-        scores.mul_(scale)
-    scores.add_(bias[0, h])
+def _check(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
+    check_kernel(kernel)
+    lacks = f"The attention kernel {kernel!r}"
+    if dropout_rate and kernel != "sdpa":
+        raise ModelError(f"{lacks} has no dropout; use 'auto' or 'sdpa', or a dropout_rate of 0.")
+    if isinstance(bias, BlockBias):
+        if kernel in ("sdpa", "tiled"):
+            raise ModelError(f"{lacks} takes a bias as a matrix, not a BlockBias; use 'flash' or 'memory_efficient'.")
+    elif kernel == "tiled" and bias is not None and bias.shape[:2] != (1, q.shape[1]):
+        raise ModelError(
+            f"{lacks} takes a bias [1, {q.shape[1]}, queries, keys] and got {list(bias.shape)}; use 'auto' or 'sdpa'."
+        )
+
+
+def _visible(
+    q: Tensor,
+    k: Tensor,
+    *,
+    key_mask: Tensor | None,
+    query_segments: Tensor | None,
+    key_segments: Tensor | None,
+    is_causal: bool,
+    first_query: int,
+) -> Tensor | None:
+    """Which keys each query may see, bool [1 or B, 1, 1 or Q, K]; None for all of them."""
+    masks = []
     if key_mask is not None:
-        scores.masked_fill_(~key_mask[b], float("-inf"))
-    return scores
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+        masks.append(key_mask[:, None, None, :])
+    if query_segments is not None and key_segments is not None:
+        masks.append((query_segments[:, :, None] == key_segments[:, None, :]).unsqueeze(1))
+    query_len, key_len = q.shape[2], k.shape[2]
+    if is_causal and first_query + 1 < key_len:
+        pairs = torch.ones(query_len, key_len, dtype=torch.bool, device=q.device)
+        masks.append(pairs.tril(first_query)[None, None])
+    return functools.reduce(torch.logical_and, masks) if masks else None

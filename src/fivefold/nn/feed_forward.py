@@ -1,24 +1,11 @@
 """T5's position-wise feed-forward layers, plain and gated."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-# Names as Hugging Face configurations write them; "gelu" there means the tanh form for T5 ("gelu_new").
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": _gelu_tanh,
-    "gelu_new": _gelu_tanh,
-    "silu": F.silu,
-}
+from fivefold.nn.gated_product import ACTIVATIONS, gated_product
 
 
 class FeedForward(nn.Module):
@@ -50,14 +37,21 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] to [..., d_model]."""
-        hidden = self.activation(self.wi_0(x) if self.is_gated else self.wi(x))
-        if hidden.dtype == torch.float16:
-            hidden = hidden.float()
+        first = self.wi_0(x) if self.is_gated else self.wi(x)
+        is_float16 = first.dtype == torch.float16
+        wide = torch.float32 if is_float16 else first.dtype
         if self.is_gated:
-            hidden = hidden * self.wi_1(x)
+            hidden = gated_product(first, self.wi_1(x), self.activation, wide)
+        else:
+            hidden = self.activation(first).to(wide)
         hidden = F.dropout(hidden, self.dropout_rate, self.training)
-        if hidden.dtype == torch.float32 and x.dtype == torch.float16:
-            with torch.autocast(x.device.type, enabled=False):
-                weights = {name: weight.float() for name, weight in self.wo.named_parameters()}
-                return functional_call(self.wo, weights, (hidden,))
-        return self.wo(hidden)
+        return float32_linear(self.wo, hidden, x.dtype) if is_float16 else self.wo(hidden)
+
+
+def float32_linear(layer: nn.Module, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """A linear layer, dense or factored, in float32; the result in `dtype`, under autocast in float32."""
+    weights = {name: weight.float() for name, weight in layer.named_parameters()}
+    is_autocast = torch.is_autocast_enabled(hidden.device.type)
+    with torch.autocast(hidden.device.type, enabled=False):
+        out = functional_call(layer, weights, (hidden,))
+    return out if is_autocast else out.to(dtype)

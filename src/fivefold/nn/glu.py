@@ -3,109 +3,23 @@
 Source of everything here: Shazeer 2020 (arXiv 2002.05202).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fivefold.errors import ModelError
-from fivefold.nn.feed_forward import ACTIVATIONS
-
-Activation = Callable[[Tensor], Tensor]
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
-
+from fivefold.nn.feed_forward import float32_linear
+from fivefold.nn.gated_product import ACTIVATIONS, Activation, gated_product, swiglu
 
 # Equations 4 and 5. GELU in its tanh form, the one T5's code and checkpoints use; the paper writes the erf form.
 GLU_ACTIVATIONS: dict[str, Activation] = {
-    "glu": torch.sigmoid,
-    "bilinear": _identity,
+    "glu": ACTIVATIONS["sigmoid"],
+    "bilinear": ACTIVATIONS["linear"],
     "reglu": ACTIVATIONS["relu"],
     "geglu": ACTIVATIONS["gelu_new"],
     "swiglu": ACTIVATIONS["silu"],
-}
-
-
-def swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """silu(gate) * up, where silu(x) = x * sigmoid(x); only gate and up are kept for the backward pass.
-
-    Source: equation 5, with beta = 1 and the two projections already done.
-
-    Args:
-        gate: [..., D], any floating type; computed in float32 or wider, silu(gate) and the product rounded to `dtype`.
-        up: [..., D].
-        dtype: of the product, to which gate and up are widened without being stored so; their common type if None.
-
-    Returns:
-        [..., D].
-    """
-    return gated_product(gate, up, F.silu, dtype)
-
-
-def gated_product(gate: Tensor, up: Tensor, activation: Activation, dtype: torch.dtype | None = None) -> Tensor:
-    """activation(gate) * up, where backward recomputes activation(gate) if keeping it would cost a third tensor.
-
-    That is so for SiLU and GELU, whose derivatives need the gate itself: autograd keeps gate, activation(gate) and up.
-    The derivatives of sigmoid and ReLU need only their result, so that autograd keeps two tensors by itself.
-
-    Args:
-        gate: [..., D], any floating type.
-        up: [..., D].
-        activation: a value of `GLU_ACTIVATIONS`, or any other function from one tensor to one like it.
-        dtype: as for `swiglu`.
-
-    Returns:
-        [..., D].
-    """
-    dtype = dtype or torch.promote_types(gate.dtype, up.dtype)
-    if activation in _DERIVATIVES:
-        return _GatedProduct.apply(gate, up, activation, dtype)
-    return activation(gate.to(dtype)) * up.to(dtype)
-
-
-class _GatedProduct(torch.autograd.Function):
-    """With y = act(g) * u: dL/du = dL/dy * act(g), dL/dg = dL/dy * u * act'(g). Saves g and u, in their own types."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gate: Tensor, up: Tensor, activation: Activation, dtype: torch.dtype) -> Tensor:
-        return activation(gate.to(dtype)) * up.to(dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        gate, up, ctx.activation, _ = inputs
-        ctx.save_for_backward(gate, up)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gate, up = ctx.saved_tensors
-        wide_gate = gate.to(grad.dtype)
-        grad_gate = _DERIVATIVES[ctx.activation](grad * up.to(grad.dtype), wide_gate)
-        grad_up = grad * ctx.activation(wide_gate)
-        return grad_gate, grad_up, None, None  # autograd turns each into its input's type
-
-
-def _silu_derivative(grad: Tensor, x: Tensor) -> Tensor:
-    """grad * s * (1 + x * (1 - s)), where s = sigmoid(x)."""
-    if not torch.is_grad_enabled():
-        return torch.ops.aten.silu_backward(grad, x)  # one pass, float32 inside; it has no derivative of its own
-    sigmoid = x.sigmoid()
-    return grad * sigmoid * (1 + x * (1 - sigmoid))
-
-
-def _gelu_tanh_derivative(grad: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
-
-
-_DERIVATIVES: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
-    GLU_ACTIVATIONS["swiglu"]: _silu_derivative,
-    GLU_ACTIVATIONS["geglu"]: _gelu_tanh_derivative,
 }
 
 
@@ -132,7 +46,7 @@ class GLUVariants(nn.Module):
 
     Source: equation 6; W is `gate_proj`, V is `up_proj`, W_2 is `down_proj`.
     Differs: dropout, as T5 has it. Where the compute type is float16, the product and `down_proj` run in float32, for
-    either overflows at 65504; the result is then in the type of `down_proj`'s weights.
+    either overflows at 65504.
 
     Gate and up are two projections rather than one of twice the width. The names are those of Llama's checkpoints, by
     which adapters and low-rank conversion find them, and a low-rank factor shared by both would tie them together.
@@ -167,13 +81,7 @@ class GLUVariants(nn.Module):
         is_float16 = gate.dtype == torch.float16
         hidden = gated_product(gate, up, GLU_ACTIVATIONS[self.variant], torch.float32 if is_float16 else None)
         hidden = F.dropout(hidden, self.dropout_rate, self.training)
-        if not is_float16:
-            return self.down_proj(hidden)
-        weights = dict(self.down_proj.named_parameters())  # of two factors, if it was converted to low rank
-        wide = {name: weight.float() for name, weight in weights.items()}
-        with torch.autocast(x.device.type, enabled=False):
-            out = functional_call(self.down_proj, wide, (hidden,))
-        return out.to(next(iter(weights.values())).dtype)
+        return float32_linear(self.down_proj, hidden, x.dtype) if is_float16 else self.down_proj(hidden)
 
     def extra_repr(self) -> str:
         return f"{self.variant}, dropout_rate={self.dropout_rate}"

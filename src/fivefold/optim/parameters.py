@@ -52,10 +52,11 @@ def query_lr_factors(model: nn.Module) -> dict[int, float]:
     length, as Muon does, would move these as much too far, and attention would be all or nothing within some steps.
 
     Returns:
-        The factor by the id of each parameter; nothing for any other model.
+        The factor by the id of each parameter; nothing for any other model, and for a T5 that normalises queries.
     """
-    head_dim = getattr(getattr(model, "config", None), "d_kv", None)
-    if head_dim is None:
+    config = getattr(model, "config", None)
+    head_dim = getattr(config, "d_kv", None)
+    if head_dim is None or getattr(config, "qk_norm", False):
         return {}
     queries = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "q"]
     return {id(parameter): head_dim**-0.5 for module in queries for parameter in module.parameters()}

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from fivefold.errors import ModelError
+from fivefold.nn.alibi import AdaptiveALiBi
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
-from fivefold.nn.norms import RMSNorm
+from fivefold.nn.norms import LayerNorm, RMSNorm
 from fivefold.nn.relative_bias import RelativePositionBias
-from fivefold.t5.config import T5Config
-from fivefold.t5.stack import T5Stack
+from fivefold.nn.rope import RoPE
+from fivefold.t5.config import CombinedT5Config, T5Config
+from fivefold.t5.stack import T5Attention, T5Stack, Visible
 from fivefold.t5.weights import check_loaded, library_report_off, reconcile_with_file
 
 
@@ -79,6 +81,14 @@ class T5PreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=factor * module.in_features**-0.5 * getattr(module, "init_gain", 1.0))
         elif isinstance(module, RMSNorm):
             init.constant_(module.weight, factor)
+        elif isinstance(module, LayerNorm):
+            init.constant_(module.weight, factor)
+            init.zeros_(module.bias)
+        elif isinstance(module, RoPE | AdaptiveALiBi) and module.log_stretch is not None:
+            init.zeros_(module.log_stretch)
+        if isinstance(module, T5Attention) and hasattr(module, "q_norm"):  # after these norms themselves
+            init.ones_(module.q_norm.weight)
+            init.ones_(module.k_norm.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of token vectors that both sides share."""
@@ -145,9 +155,9 @@ class T5Decoder(T5PreTrainedModel):
         """Decoder token ids [B, T] and encoder states [B, S, D] to logits [B, T, V]."""
         states = self.decoder(
             self.shared(input_ids),
-            key_mask=_key_mask(attention_mask),
+            visible=Visible(_key_mask(attention_mask)),
             memory=encoder_hidden_states,
-            memory_mask=_key_mask(encoder_attention_mask),
+            memory_visible=Visible(_key_mask(encoder_attention_mask)),
             cache=past_key_values,
         )
         return self._logits(states)
@@ -203,6 +213,8 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        segments: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Source and target to logits [B, T, V], and with labels the mean loss over those that are not -100.
@@ -214,24 +226,31 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
             decoder_attention_mask: [B, T], or [B, cached + T] with a cache.
             encoder_outputs: states from `encode`, instead of `input_ids`.
             labels: [B, T] target tokens, -100 where there is none.
+            segments: [B, S] integers, the number of the example that each source token of a packed row belongs to: it
+                sees only its own example. With `decoder_segments` [B, T], the same for the target.
+
+        Raises:
+            ModelError: inputs that are missing or do not go together.
         """
         _refuse_unsupported(kwargs)
+        if (segments is None) != (decoder_segments is None):
+            raise ModelError("T5Model got only one of segments and decoder_segments; a packed batch has both.")
         if encoder_outputs is None:
-            encoder_outputs = _encode(self.shared, self.encoder, input_ids, inputs_embeds, attention_mask)
+            encoder_outputs = _encode(self.shared, self.encoder, input_ids, inputs_embeds, attention_mask, segments)
         memory = encoder_outputs[0]
         if decoder_inputs_embeds is None:
             if decoder_input_ids is None:
                 if labels is None:
                     raise ModelError("T5Model got neither decoder_input_ids nor labels; the decoder needs one of them.")
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, decoder_segments)
             decoder_inputs_embeds = self.shared(decoder_input_ids)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         states = self.decoder(
             decoder_inputs_embeds,
-            key_mask=_key_mask(decoder_attention_mask),
+            visible=Visible(_key_mask(decoder_attention_mask), decoder_segments, decoder_segments),
             memory=memory,
-            memory_mask=_key_mask(attention_mask),
+            memory_visible=Visible(_key_mask(attention_mask), decoder_segments, segments),
             cache=past_key_values,
         )
         logits = self._logits(states)
@@ -243,14 +262,29 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
             loss=loss, logits=logits, past_key_values=past_key_values, encoder_last_hidden_state=memory
         )
 
-    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels [B, T] shifted right behind the start token, -100 replaced by padding."""
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Labels [B, T] shifted right behind the start token, -100 replaced by padding.
+
+        Args:
+            segments: [B, T], the example each label belongs to; every one of them begins with the start token.
+        """
         start_id, pad_id = self.config.decoder_start_token_id, self.config.pad_token_id
         if start_id is None or pad_id is None:
             raise ModelError("The configuration lacks decoder_start_token_id or pad_token_id; T5 uses 0 for both.")
         shifted = labels.roll(1, dims=-1)
         shifted[..., 0] = start_id
+        if segments is not None:
+            shifted[..., 1:].masked_fill_(segments[..., 1:] != segments[..., :-1], start_id)
         return shifted.masked_fill(shifted == IGNORE_INDEX, pad_id)
+
+
+class CombinedT5Model(T5Model):
+    """The same for what transformers' auto classes open."""
+
+    config_class = CombinedT5Config
+
+
+AutoModelForSeq2SeqLM.register(CombinedT5Config, CombinedT5Model)
 
 
 class _EncoderView(nn.Module):
@@ -280,11 +314,13 @@ def _encode(
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
+    segments: Tensor | None = None,
 ) -> BaseModelOutput:
     if (input_ids is None) == (inputs_embeds is None):
         raise ModelError("The encoder needs either input_ids or inputs_embeds, and not both.")
     embeddings = shared(input_ids) if inputs_embeds is None else inputs_embeds
-    return BaseModelOutput(last_hidden_state=encoder(embeddings, key_mask=_key_mask(attention_mask)))
+    visible = Visible(_key_mask(attention_mask), segments, segments)
+    return BaseModelOutput(last_hidden_state=encoder(embeddings, visible=visible))
 
 
 def _key_mask(attention_mask: Tensor | None) -> Tensor | None:

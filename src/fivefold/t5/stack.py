@@ -3,7 +3,7 @@
 Shapes: B batch, S source length, T target length, D d_model, H heads, K keys.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,21 @@ from transformers import EncoderDecoderCache
 
 from fivefold.nn.attention import attention
 from fivefold.nn.feed_forward import FeedForward
-from fivefold.nn.norms import RMSNorm
+from fivefold.nn.norms import NORMS, RMSNorm
 from fivefold.nn.relative_bias import RelativePositionBias
 from fivefold.t5.config import T5Config
+from fivefold.t5.position import Position, hide_future, position_of
+
+
+class Visible(NamedTuple):
+    """Which keys a side may look at, as `attention` takes it: padding, and the examples of a packed row."""
+
+    key_mask: Tensor | None = None
+    """[B, K] bool."""
+    query_segments: Tensor | None = None
+    """[B, Q] integers."""
+    key_segments: Tensor | None = None
+    """[B, K] integers."""
 
 
 class T5Attention(nn.Module):
@@ -22,12 +34,18 @@ class T5Attention(nn.Module):
 
     def __init__(self, config: T5Config, layer_idx: int, *, is_causal: bool, has_bias: bool) -> None:
         super().__init__()
-        inner_dim = config.num_heads * config.d_kv
+        inner_dim, key_dim = config.num_heads * config.d_kv, config.key_heads * config.d_kv
         self.q = nn.Linear(config.d_model, inner_dim, bias=False)
-        self.q.init_gain = config.d_kv**-0.5  # type: ignore[assignment] # in place of 1/sqrt(d_kv) on the scores
-        self.k = nn.Linear(config.d_model, inner_dim, bias=False)
-        self.v = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.k = nn.Linear(config.d_model, key_dim, bias=False)
+        self.v = nn.Linear(config.d_model, key_dim, bias=False)
         self.o = nn.Linear(inner_dim, config.d_model, bias=False)
+        self.scale = 1.0
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.d_kv, config.layer_norm_epsilon)
+            self.k_norm = RMSNorm(config.d_kv, config.layer_norm_epsilon)
+            self.scale = config.d_kv**-0.5
+        else:
+            self.q.init_gain = config.d_kv**-0.5  # type: ignore[assignment] # in place of 1/sqrt(d_kv) on the scores
         if has_bias:
             self.relative_attention_bias = RelativePositionBias(
                 config.relative_attention_num_buckets,
@@ -38,29 +56,44 @@ class T5Attention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.d_kv
         self.dropout_rate = config.dropout_rate
-        self.is_causal = is_causal
+        self.kernel: Any = config.attention
 
     def forward(
         self,
         x_BTD: Tensor,
         *,
         memory: Tensor | None = None,
-        bias: Tensor | None = None,
-        key_mask: Tensor | None = None,
+        position: Position = Position(),  # noqa: B008 - immutable
+        visible: Visible = Visible(),  # noqa: B008
         cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Attend from `x_BTD`; with a cache, self-attention appends to it and cross-attention fills it once."""
         query = self._heads(self.q(x_BTD))
+        if hasattr(self, "q_norm"):
+            query = self.q_norm(query)
         if memory is not None and cache is not None and cache.is_updated.get(self.layer_idx):
             layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             key, value = layer.keys, layer.values
         else:
             source = x_BTD if memory is None else memory
             key, value = self._heads(self.k(source)), self._heads(self.v(source))
+            if hasattr(self, "k_norm"):
+                key = self.k_norm(key)
+            key = position.turn_keys(key, is_cached=False)
             if cache is not None:
                 key, value = self._extend(cache, key, value, is_cross=memory is not None)
-        dropout_rate = self.dropout_rate if self.training else 0.0
-        out = attention(query, key, value, bias=bias, key_mask=key_mask, dropout_rate=dropout_rate)
+        out = attention(
+            position.turn_queries(query),
+            position.turn_keys(key, is_cached=True),
+            value,
+            bias=position.bias,
+            is_causal=position.is_causal,
+            first_query=position.first_query,
+            scale=self.scale,
+            dropout_rate=self.dropout_rate if self.training else 0.0,
+            kernel=self.kernel,
+            **visible._asdict(),
+        )
         return self.o(out.transpose(1, 2).flatten(2))
 
     def _extend(
@@ -69,14 +102,6 @@ class T5Attention(nn.Module):
         part: Any = cache.cross_attention_cache if is_cross else cache.self_attention_cache
         cache.is_updated[self.layer_idx] = is_cross or cache.is_updated.get(self.layer_idx, False)
         return part.update(key, value, self.layer_idx)
-
-    def position_bias(self, query_len: int, key_len: int, first_query: int) -> Tensor:
-        """[1, H, query_len, key_len]; -inf where a causal layer may not look."""
-        bias = self.relative_attention_bias(query_len, key_len, first_query)
-        if self.is_causal:
-            hidden = torch.ones(query_len, key_len, dtype=torch.bool, device=bias.device).triu(first_query + 1)
-            bias = bias.masked_fill(hidden, float("-inf"))
-        return bias
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -88,7 +113,7 @@ class T5Sublayer(nn.Module):
     def __init__(self, name: str, module: nn.Module, config: T5Config) -> None:
         super().__init__()
         self.add_module(name, module)
-        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.layer_norm = NORMS[config.norm](config.d_model, eps=config.layer_norm_epsilon)
         self.dropout_rate = config.dropout_rate
         self.name = name
 
@@ -111,7 +136,7 @@ class T5Block(nn.Module):
 
     def __init__(self, config: T5Config, layer_idx: int, *, is_decoder: bool) -> None:
         super().__init__()
-        has_bias = config.relative_bias_per_layer or layer_idx == 0
+        has_bias = config.position == "relative_bias" and (config.relative_bias_per_layer or layer_idx == 0)
         self_attention = T5Attention(config, layer_idx, is_causal=is_decoder, has_bias=has_bias)
         self.layer = nn.ModuleList([T5Sublayer("SelfAttention", self_attention, config)])
         if is_decoder:
@@ -129,16 +154,16 @@ class T5Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        bias: Tensor,
-        key_mask: Tensor | None,
+        position: Position,
+        visible: Visible,
         memory: Tensor | None,
-        memory_mask: Tensor | None,
+        memory_visible: Visible,
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        x = self.layer[0](x, bias=bias, key_mask=key_mask, cache=cache)
+        x = self.layer[0](x, position=position, visible=visible, cache=cache)
         if memory is not None:
-            x = self.layer[1](x, memory=memory, key_mask=memory_mask, cache=cache)
+            x = self.layer[1](x, memory=memory, visible=memory_visible, cache=cache)
         return self.layer[-1](x)
 
 
@@ -150,7 +175,9 @@ class T5Stack(nn.Module):
         num_layers = config.num_decoder_layers if is_decoder else config.num_layers
         assert num_layers is not None
         self.block = nn.ModuleList(T5Block(config, i, is_decoder=is_decoder) for i in range(num_layers))
-        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.final_layer_norm = NORMS[config.norm](config.d_model, eps=config.layer_norm_epsilon)
+        self.position = config.build_position(is_causal=is_decoder)
+        self.is_causal = is_decoder
         self.dropout_rate = config.dropout_rate
         self.main_input_name = "input_ids"  # generate() looks for it here
         self.gradient_checkpointing = False  # switched by PreTrainedModel.gradient_checkpointing_enable
@@ -159,34 +186,37 @@ class T5Stack(nn.Module):
         self,
         embeddings_BTD: Tensor,
         *,
-        key_mask: Tensor | None = None,
+        visible: Visible = Visible(),  # noqa: B008 - immutable
         memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
+        memory_visible: Visible = Visible(),  # noqa: B008
         cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Run the blocks.
 
         Args:
-            key_mask: [B, K] bool over this side's own positions, cached ones included.
+            visible: which of this side's own positions may be looked at, cached ones included.
             memory: [B, S, D], the encoder's states (decoder only).
-            memory_mask: [B, S] bool over them.
+            memory_visible: which of them.
 
         Returns:
             [B, T, D].
+
+        Raises:
+            ModelError: more positions than the scheme that tells them can.
         """
         first_query = 0 if cache is None else int(cache.self_attention_cache.get_seq_length())
         query_len = embeddings_BTD.shape[1]
         key_len = query_len
         if cache is not None:  # a static cache hands out its whole buffer; the causal mask hides the unwritten part
             key_len, _ = cache.self_attention_cache.get_mask_sizes(query_len, 0)
-        bias = None
+        lengths = (query_len, key_len, first_query)
+        position = position_of(self.position, *lengths, is_causal=self.is_causal, like=embeddings_BTD)
         x = F.dropout(embeddings_BTD, self.dropout_rate, self.training)
         for block in self.block:
-            self_attention = block.get_submodule("layer.0.SelfAttention")
-            assert isinstance(self_attention, T5Attention)
-            if hasattr(self_attention, "relative_attention_bias"):
-                bias = self_attention.position_bias(query_len, key_len, first_query)
-            inputs = (x, bias, key_mask, memory, memory_mask, cache)
+            bias_table = getattr(block.get_submodule("layer.0.SelfAttention"), "relative_attention_bias", None)
+            if bias_table is not None:
+                position = Position(bias=hide_future(bias_table(*lengths), first_query, is_causal=self.is_causal))
+            inputs = (x, position, visible, memory, memory_visible, cache)
             if self.gradient_checkpointing and self.training:
                 x = self._gradient_checkpointing_func(block.__call__, *inputs)  # type: ignore[operator]
             else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fivefold.nn import attention as module
+from fivefold.nn import tiled_attention as module
 from fivefold.nn.attention import attention
 
 

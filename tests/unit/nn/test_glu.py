@@ -11,7 +11,8 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from fivefold.errors import ModelError
 from fivefold.lowrank.targets import FAMILIES, kind_of
-from fivefold.nn.glu import GLU_ACTIVATIONS, GLUVariants, SwiGLU, SwiGLUFeedForward, SwiGLUMLP, gated_product, swiglu
+from fivefold.nn.gated_product import gated_product, swiglu
+from fivefold.nn.glu import GLU_ACTIVATIONS, GLUVariants, SwiGLU, SwiGLUFeedForward, SwiGLUMLP
 from fivefold.nn.low_rank import LowRankLinear
 
 HALF_TYPES = [torch.float16, torch.bfloat16]
