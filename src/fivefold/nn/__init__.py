@@ -1,1 +1,46 @@
 """The parts of a network, each usable alone."""
+
+from fivefold.nn.alibi import AdaptiveALiBi, ALiBi
+from fivefold.nn.attention import attention
+from fivefold.nn.feed_forward import FeedForward
+from fivefold.nn.flash_attention import BlockBias, FlashAttention, MemoryEfficientAttention, flash_attention
+from fivefold.nn.glu import GLUVariants, SwiGLU, SwiGLUFeedForward, SwiGLUMLP
+from fivefold.nn.low_rank import LowRankLinear
+from fivefold.nn.multi_head_attention import (
+    ALiBiAttention,
+    CausalALiBiAttention,
+    FlashMHA,
+    MultiHeadAttention,
+    RoPEAttention,
+)
+from fivefold.nn.norms import AdaptiveRMSNorm, FastRMSNorm, GroupRMSNorm, LayerNorm, RMSNorm
+from fivefold.nn.relative_bias import RelativePositionBias
+from fivefold.nn.rope import RoPE
+
+__all__ = [
+    "ALiBi",
+    "ALiBiAttention",
+    "AdaptiveALiBi",
+    "AdaptiveRMSNorm",
+    "BlockBias",
+    "CausalALiBiAttention",
+    "FastRMSNorm",
+    "FeedForward",
+    "FlashAttention",
+    "FlashMHA",
+    "GLUVariants",
+    "GroupRMSNorm",
+    "LayerNorm",
+    "LowRankLinear",
+    "MemoryEfficientAttention",
+    "MultiHeadAttention",
+    "RMSNorm",
+    "RelativePositionBias",
+    "RoPE",
+    "RoPEAttention",
+    "SwiGLU",
+    "SwiGLUFeedForward",
+    "SwiGLUMLP",
+    "attention",
+    "flash_attention",
+]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fivefold.errors import ModelError
@@ -109,6 +109,40 @@ def memory_efficient_attention(
 
     blocks = scoring.blocks(q_BHQD.shape[2])
     return torch.cat([checkpoint(attend, block, use_reentrant=False, preserve_rng_state=False) for block in blocks], 2)
+
+
+class FlashAttention(nn.Module):
+    """`flash_attention` as a layer without parameters, its settings kept.
+
+    Args:
+        scale: of the scores; head_dim^-1/2 if None.
+        is_causal: as for `flash_attention`.
+        block_size: as for `flash_attention`.
+    """
+
+    def __init__(self, scale: float | None = None, *, is_causal: bool = False, block_size: int = 128) -> None:
+        super().__init__()
+        self.scale, self.is_causal, self.block_size = scale, is_causal, block_size
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **masks: Any) -> Tensor:
+        """[B, H, Q, D], [B, J, K, D], [B, J, K, E] to [B, H, Q, E]; `bias` and masks as for `flash_attention`."""
+        return self._attend(flash_attention, query, key, value, masks)
+
+    def _attend(self, function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, masks: Any) -> Tensor:
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        settings = {"scale": scale, "is_causal": self.is_causal, "block_size": self.block_size}
+        return function(query, key, value, **settings, **masks)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, is_causal={self.is_causal}, block_size={self.block_size}"
+
+
+class MemoryEfficientAttention(FlashAttention):
+    """`memory_efficient_attention` as a layer without parameters; arguments as `FlashAttention`'s."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **masks: Any) -> Tensor:
+        """As `FlashAttention.forward`."""
+        return self._attend(memory_efficient_attention, query, key, value, masks)
 
 
 @dataclass(frozen=True)

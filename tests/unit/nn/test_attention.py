@@ -90,3 +90,74 @@ def test_without_gradient_and_without_bias_it_is_torchs_kernel():
             attention(q, k, v, bias=bias), F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         )
         torch.testing.assert_close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=1.0))
+
+
+def _random_case(seed):
+    """Shapes, masks and a bias drawn at random; every query of some cases sees nothing."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*choices):
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    batch, key_heads, shared, dim = pick(1, 2, 3), pick(1, 2), pick(1, 2, 3), pick(2, 5, 8)
+    is_causal, first_query = pick(False, True), 0
+    key_len = pick(1, 7, 19, 40)
+    query_len = key_len
+    if is_causal and pick(False, True):
+        first_query = int(torch.randint(key_len, (), generator=generator))
+        query_len = key_len - first_query
+    elif not is_causal:
+        query_len = pick(1, 6, 33)
+    heads = key_heads * shared
+    kind = pick("none", "shared", "batch", "head")
+    bias_shape = {"shared": (1, heads), "batch": (batch, heads), "head": (1, 1)}.get(kind)
+    tensors = [
+        torch.randn(batch, count, length, dim, dtype=torch.float64, generator=generator).requires_grad_()
+        for count, length in ((heads, query_len), (key_heads, key_len), (key_heads, key_len))
+    ]
+    bias = None
+    if bias_shape:
+        bias = torch.randn(*bias_shape, query_len, key_len, dtype=torch.float64, generator=generator).requires_grad_()
+        tensors.append(bias)
+    masks = {"is_causal": is_causal, "first_query": first_query}
+    if pick(False, True):
+        masks["key_mask"] = torch.rand(batch, key_len, generator=generator) < pick(0.2, 0.7)
+    if pick(False, True):
+        masks["query_segments"] = torch.randint(1, 4, (batch, query_len), generator=generator)
+        masks["key_segments"] = torch.randint(1, 4, (batch, key_len), generator=generator)
+    return tensors, bias, masks, pick(1.0, 0.4)
+
+
+def _general_formula(
+    q, k, v, bias, scale, is_causal, first_query, key_mask=None, query_segments=None, key_segments=None
+):
+    shared = q.shape[1] // k.shape[1]
+    scores = scale * q @ k.repeat_interleave(shared, 1).mT
+    if bias is not None:
+        scores = scores + bias
+    visible = torch.ones(q.shape[0], 1, q.shape[2], k.shape[2], dtype=torch.bool)
+    if is_causal:
+        visible &= torch.arange(k.shape[2]) <= torch.arange(q.shape[2])[:, None] + first_query
+    if key_mask is not None:
+        visible &= key_mask[:, None, None]
+    if query_segments is not None:
+        visible &= (query_segments[:, :, None] == key_segments[:, None])[:, None]
+    # A row of -inf has no softmax: its scores are set to anything finite, its weights to zero.
+    weights = scores.masked_fill(~visible, -1e30).softmax(-1) * visible
+    return weights @ v.repeat_interleave(shared, 1)
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_all_kernels_agree_with_the_formula_on_random_cases(part):
+    for seed in range(50 * part, 50 * part + 50):
+        tensors, bias, masks, scale = _random_case(seed)
+        expected = _general_formula(*tensors[:3], bias, scale, **masks)
+        signs = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(seed))
+        expected_grads = torch.autograd.grad(expected, tensors, signs, allow_unused=True)
+        for kernel in ("auto", "sdpa", "tiled", "flash", "memory_efficient"):
+            if kernel == "tiled" and bias is not None and bias.shape[:2] != (1, tensors[0].shape[1]):
+                continue
+            got = attention(*tensors[:3], bias=bias, scale=scale, kernel=kernel, **masks)
+            grads = torch.autograd.grad(got, tensors, signs, allow_unused=True)
+            for ours, theirs in zip((got, *grads), (expected, *expected_grads), strict=True):
+                torch.testing.assert_close(ours, theirs, msg=f"{kernel} in case {seed}")
