@@ -97,16 +97,19 @@ def build_config(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase | N
 
 
 def check_length(model: PreTrainedModel, input_length: int) -> None:
-    """Refuse samples longer than a decoder has positions; T5's are relative and have no end.
+    """Refuse samples longer than the model has positions; those of T5's own bias and of ALiBi have no end.
 
     Raises:
         ConfigError: they are.
     """
-    num_positions = getattr(model.config, "max_position_embeddings", None)
+    config = model.config
+    num_positions = (
+        config.longest_input() if isinstance(config, T5Config) else getattr(config, "max_position_embeddings", None)
+    )
     if num_positions is not None and input_length > num_positions:
         raise ConfigError(
             f"input_length is {input_length}, but the model has {num_positions} positions; give that at most, or a "
-            "--model_config file with a larger max_position_embeddings."
+            "--model_config file with a larger max_position_embeddings (a T5's position_settings: max_seq_length)."
         )
 
 

@@ -13,6 +13,7 @@ from fivefold.nn.attention import check_kernel
 from fivefold.nn.gated_product import ACTIVATIONS
 from fivefold.nn.glu import GLU_ACTIVATIONS
 from fivefold.nn.norms import NORMS
+from fivefold.nn.rope import RoPE
 from fivefold.t5.position import build_position
 
 # Model types that are a T5 here; the last is our own, for what transformers' T5s cannot compute.
@@ -130,6 +131,11 @@ class T5Config(PreTrainedConfig):
         for is_causal in (False, True):
             self.build_position(is_causal=is_causal)  # says itself what does not fit
 
+    def longest_input(self) -> int | None:
+        """The longest input that the positions are made for; None if there is no end."""
+        part = self.build_position(is_causal=False)
+        return part.max_seq_length if isinstance(part, RoPE) and part.scaling == "none" else None
+
     @property
     def key_heads(self) -> int:
         """Heads of keys and values."""
@@ -217,7 +223,10 @@ class T5Config(PreTrainedConfig):
         file = _PRESETS / f"{name}.json"
         if not file.is_file():
             raise ModelError(f"There is no T5 preset {name!r}; there are {', '.join(preset_names())}.")
-        return cls(**(json.loads(file.read_text()) | changes))
+        fields = json.loads(file.read_text())
+        if "feed_forward" in changes:
+            del fields["feed_forward_proj"]
+        return cls(**(fields | changes))
 
     @classmethod
     def from_name_or_file(cls, name: str, **changes: Any) -> "T5Config":

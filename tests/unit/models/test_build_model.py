@@ -14,6 +14,7 @@ from fivefold.lowrank.store import save_model
 from fivefold.models.build import build_model, check_length
 from fivefold.models.load import load_model
 from fivefold.models.settings import ModelSettings
+from fivefold.t5.config import T5Config
 from fivefold.t5.model import T5Model
 
 FULL = LowRankSettings()
@@ -176,6 +177,12 @@ def test_gradient_checkpointing_changes_no_gradient(family, shapes, tokenizer):
 def test_samples_longer_than_the_positions_are_refused():
     with torch.device("meta"):
         decoder = LlamaForCausalLM(get_preset("9m"))
+        turned = T5Model(T5Config.get_preset("t5_mini", position="rope", position_settings={"max_seq_length": 96}))
+        endless = T5Model(T5Config.get_preset("t5_mini"))
     check_length(decoder, 1024)
     with pytest.raises(ConfigError, match="input_length is 1025, but the model has 1024 positions"):
         check_length(decoder, 1025)
+    check_length(turned, 96)
+    check_length(endless, 10**6)
+    with pytest.raises(ConfigError, match="input_length is 97, but the model has 96 positions"):
+        check_length(turned, 97)
