@@ -6,6 +6,7 @@ from typing import Literal
 
 from fivefold.errors import ConfigError
 
+DEFAULT_RANK = 128
 INITS = ("xavier", "xavorth", "auto", "kaiming", "orth", "dense", "spectral")
 _INIT_WITH_NUMBER = re.compile(r"(randn|const|spectral)_(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
@@ -16,10 +17,11 @@ class LowRankSettings:
 
     loro_scope: Literal["all", "attn", "mlp"] | None = None
     """Layers to factor: attention and feed-forward, or one of the two; by default none, the model stays full rank."""
-    loro_attn_rank: int = 128
-    """Rank of the attention projections; a matrix with a smaller side gets that side, and the report says so."""
-    loro_mlp_rank: int = 128
-    """Rank of the feed-forward layers, capped in the same way."""
+    loro_attn_rank: int | None = None
+    """Rank of the attention projections, by default 128, or in a --model that is low rank already the one they have; a
+    matrix with a smaller side gets that side, and the report says so."""
+    loro_mlp_rank: int | None = None
+    """Rank of the feed-forward layers, with the same default and capped in the same way."""
     loro_init: str | None = None
     """How the factors start: xavier, xavorth, auto, kaiming, orth, randn_X, const_X as in LORO, dense (the product
     varies as the dense layer would), spectral (the best approximation of the dense weights) or spectral_X (of X times
@@ -27,14 +29,16 @@ class LowRankSettings:
     loro_mlp_dense: bool = False
     """Keep the feed-forward layers full rank, as --loro_scope attn does."""
     loro_attn_targets: list[str] = field(default_factory=list)
-    """Name patterns of attention projections for models that are not known, such as *.attn.c_proj."""
+    """Name patterns of attention projections for models that are not known, such as *.attention.query_key_value of
+    GPT-NeoX."""
     loro_mlp_targets: list[str] = field(default_factory=list)
     """Name patterns of feed-forward layers for models that are not known."""
 
     def __post_init__(self) -> None:
         for name in ("loro_attn_rank", "loro_mlp_rank"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but a rank must be 1 or above.")
+            rank = getattr(self, name)
+            if rank is not None and rank < 1:
+                raise ConfigError(f"{name} is {rank}, but a rank must be 1 or above.")
         init = self.loro_init
         if init is not None and init not in INITS and not _INIT_WITH_NUMBER.fullmatch(init):
             raise ConfigError(
