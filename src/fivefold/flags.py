@@ -7,6 +7,7 @@ Rules (README, "Flags and recipes"): snake_case, hyphens accepted; `--flag`, `--
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from fivefold.choices import counts
 from fivefold.errors import ConfigError
 
 log = logging.getLogger("fivefold")
@@ -124,12 +126,18 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
     own, given = _read_words(argv, types, positional)
     if "help" in own:
         return Invocation({}, False, False, parser.format_help())
+    unused: dict[str, list[str]] = {}
     if "recipe" in own:
-        given = _read_recipe(own["recipe"], types) | given
+        recipe = _read_recipe(own["recipe"], types)
+        unused = _unused(recipe, given, groups.values())
+        dropped = set(itertools.chain(*unused.values()))
+        given = {name: value for name, value in recipe.items() if name not in dropped} | given
     try:
         flat = parser.parse_args([f"--{name}={value}" for name, value in given.items()]).as_dict()
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), types, given)) from None
+    for choice, names in unused.items():
+        log.info("--%s %s leaves out what --recipe says of %s.", choice, given[choice], ", ".join(names))
     settings = {
         parameter: group(**{field.name: flat[field.name] for field, _ in _fields(group)})
         for parameter, group in groups.items()
@@ -147,11 +155,13 @@ def changed_settings(settings: Iterable[Any]) -> dict[str, Any]:
     changed = {}
     for group in settings:
         for field in dataclasses.fields(group):
-            is_made = field.default_factory is not dataclasses.MISSING
-            default = field.default_factory() if is_made else field.default  # type: ignore[misc]
-            if (value := getattr(group, field.name)) != default:
+            if (value := getattr(group, field.name)) != _default(field):
                 changed[field.name] = value
     return changed
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _groups(run: Callable[..., None]) -> dict[str, type]:
@@ -269,7 +279,7 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError(f"--recipe {file!r} holds a {type(content).__name__}; expected flag names and their values.")
     recipe: dict[str, str] = {}
     for key, item in content.items():
-        value = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+        value = _as_text(item)
         name, negated = _canonical(str(key), types)
         if name in NEEDLESS:
             log.info("%s in --recipe changes nothing: %s.", name, NEEDLESS[name])
@@ -280,6 +290,29 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
             raise ConfigError(f"--recipe {file!r} gives {name!r} twice, as {recipe[name]!r} and {value!r}.")
         recipe[name] = value
     return recipe
+
+
+def _unused(recipe: Mapping[str, str], given: Mapping[str, str], groups: Iterable[type]) -> dict[str, list[str]]:
+    """What a recipe says that has no use under a typed choice, such as LORO's settings under another optimizer.
+
+    What is typed itself is not among it: that stays, and is refused where it has no use.
+
+    Returns:
+        By choice, the names of the recipe's settings.
+    """
+    unused: dict[str, list[str]] = {}
+    for field in itertools.chain(*map(dataclasses.fields, groups)):
+        name = field.name
+        choices = [choice for choice, chosen in given.items() if not counts(field, choice, chosen)]
+        if choices and name in recipe and name not in given and recipe[name] != _as_text(_default(field)):
+            for choice in choices:
+                unused.setdefault(choice, []).append(name)
+    return unused
+
+
+def _as_text(item: Any) -> str:
+    """A value as the word that the flag would have been given."""
+    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
 
 
 class _RecipeLoader(yaml.SafeLoader):
