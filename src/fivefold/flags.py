@@ -77,11 +77,13 @@ REFUSED: dict[str, str] = {
     "momentum_reset_steps": "say --optimizer loro_adamw --loro_refresh all --loro_refresh_freq STEPS instead",
     "c4_local": "name the files or the folder with --data",
     "continue_from": "say --resume to go on with a run, or --model FOLDER to start from its weights",
+    "proj_type": "gradients are projected on their smaller side, which GaLore calls std; leave it out",
     "max_train_tokens": "say --num_training_steps, each of total_batch_size x input_length tokens",
 }
 REFUSED_VALUES: dict[tuple[str, str], str] = {
     ("optimizer", "adamw_cola"): _NO_COLA,
     ("optimizer", "lost"): _NO_LOST,
+    ("scheduler", "cosine_restart_zero"): "cosine_restart warms up from zero here; say --scheduler cosine_restart",
 }
 
 # Flags that ask for what is done anyway: said, not refused, so that the command lines of other projects run.
@@ -90,6 +92,8 @@ NEEDLESS: dict[str, str] = {
     "workers": "one thread prepares batches faster than a model takes them",
     "save_ckpt": "checkpoints are always written, see --save_every",
     "use_hf_model": "decoders are transformers' own",
+    "name": "a run goes by the name of its folder, see --output_dir",
+    "tags": "Weights & Biases shows every setting of a run, to group and filter by",
 }
 
 _OWN_FLAGS = ("recipe", "dry_run", "print_config", "help")
@@ -187,6 +191,10 @@ def _build_parser(verb: str, run: Callable[..., None], groups: Mapping[str, type
     parser.add_argument("--print_config", action="store_true", help="Print a recipe that reproduces this command.")
     for group in groups.values():
         parser.add_class_arguments(group, None)
+    names = {action.dest for action in parser._actions}
+    for action in parser._actions:
+        if aliases := [f"--{alias}" for alias, name in ALIASES.items() if name == action.dest and alias not in names]:
+            action.help = f"{action.help} Also written {', '.join(aliases)}."
     return parser
 
 
