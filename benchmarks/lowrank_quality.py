@@ -83,7 +83,7 @@ METHODS: dict[str, tuple[list[str], list[float]]] = {
     "LORO (factor)": ([*COMMON, *LORO, *REFRESH], ADAM_RATES),
     "LORO (tangent)": ([*COMMON, *LORO, *REFRESH, "--loro_momentum", "tangent"], ADAM_RATES),
     "LORO as published": (PUBLISHED, [5e-3, 1e-2, 2e-2]),
-    "Spectron": ([*COMMON, *SPECTRAL, "--optimizer", "spectron"], [2.5e-2, 5e-2, 1e-1]),
+    "Spectron": ([*COMMON, *SPECTRAL, "--optimizer", "spectron"], [1.25e-2, 2.5e-2, 5e-2]),
     "loro_muon": ([*COMMON, *SPECTRAL, "--optimizer", "loro_muon"], MUON_RATES),
 }
 
