@@ -5,9 +5,10 @@ python benchmarks/lowrank_quality.py [--model llama t5] [--work FOLDER] [--seeds
 Each run is `fivefold pretrain` on the plays of the catalogue's en_plays with a vocabulary of 1,024: a LLaMA of 400
 steps or a T5 of 800, both of about 1.1M parameters, or 58% of them where the matrices are factored at rank 36; float32,
 cosine with a tenth of warm-up, clipping at 1, one thread. Embeddings, norms and output layer get AdamW at one rate
-everywhere, which suits dense Adam, too. Each method's own learning rate is the best of five (T5: four) at seed 0, rates
-that double and one between the best of these and its better neighbour; that rate is then run with the other seeds. Runs
-are kept in FOLDER/results.jsonl, so the script goes on where it was stopped; --report prints and draws what is there.
+everywhere, which suits dense Adam, too. Each method's own learning rate is the best at seed 0 of three that double, of
+further ones as long as the best lies at an end, and of one between the best and its better neighbour; that rate is then
+run with the other seeds. FOLDER/results.jsonl keeps the runs, so that the script goes on where it was
+stopped and --report prints and draws what is there.
 """
 
 import argparse
@@ -70,10 +71,10 @@ PUBLISHED = shlex.split(
     f" {shlex.join(REFRESH)} --grad_clipping 0 --scheduler cosine_restart"
     f" --cosine_restart_freq {CYCLE} --cosine_restart_warmup 5"
 )
-ADAM_RATES, MUON_RATES = [5e-4, 1e-3, 2e-3, 4e-3], [2.5e-3, 5e-3, 1e-2, 2e-2]
+ADAM_RATES, MUON_RATES = [1e-3, 2e-3, 4e-3], [2.5e-3, 5e-3, 1e-2]
 METHODS: dict[str, tuple[list[str], list[float]]] = {
     "dense Adam": ([*COMMON, "--optimizer", "adamw"], ADAM_RATES),
-    "dense Adam, scaled": ([*COMMON, "--optimizer", "adamw_scaled"], [5e-3, 1e-2, 2e-2, 4e-2]),
+    "dense Adam, scaled": ([*COMMON, "--optimizer", "adamw_scaled"], [5e-3, 1e-2, 2e-2]),
     "dense Muon": ([*COMMON, "--optimizer", "muon"], MUON_RATES),
     "W = BA, Adam": ([*COMMON, *SPECTRAL, "--optimizer", "adamw"], ADAM_RATES),
     "reset only": ([*COMMON, *LORO, "--loro_type", "eucl", *REFRESH], ADAM_RATES),
@@ -81,16 +82,10 @@ METHODS: dict[str, tuple[list[str], list[float]]] = {
     "exact only": ([*COMMON, *LORO], ADAM_RATES),
     "LORO (factor)": ([*COMMON, *LORO, *REFRESH], ADAM_RATES),
     "LORO (tangent)": ([*COMMON, *LORO, *REFRESH, "--loro_momentum", "tangent"], ADAM_RATES),
-    "LORO as published": (PUBLISHED, [5e-3, 1e-2, 2e-2, 4e-2]),
-    "Spectron": ([*COMMON, *SPECTRAL, "--optimizer", "spectron"], [1.25e-2, 2.5e-2, 5e-2, 1e-1]),
+    "LORO as published": (PUBLISHED, [5e-3, 1e-2, 2e-2]),
+    "Spectron": ([*COMMON, *SPECTRAL, "--optimizer", "spectron"], [1.25e-2, 2.5e-2, 5e-2]),
     "loro_muon": ([*COMMON, *SPECTRAL, "--optimizer", "loro_muon"], MUON_RATES),
 }
-
-
-def rates_of(model: str, method: str) -> list[float]:
-    """The rates to begin with; a T5, which takes twice as long, leaves out the largest."""
-    rates = METHODS[method][1]
-    return rates[:3] if model == "t5" else rates
 
 
 def fivefold(*words: object) -> None:
@@ -128,7 +123,7 @@ def train(work: Path, model: str, method: str, lr: float, seed: int) -> dict:
         "batch_size": 32,
         "num_training_steps": steps,
         "warmup_steps": steps // 10,
-        "eval_every": 50,
+        "eval_every": steps // 8,
         "eval_samples": 512,
         "save_every": 0,
         "dtype": "float32",
@@ -182,12 +177,26 @@ class Results:
         losses = {key[2]: run["loss"] for key, run in self.runs.items() if key[:2] == (model, method) and key[3] == 0}
         return min(losses, key=losses.__getitem__) if losses else None
 
+    def doubling(self, model: str, method: str) -> list[float]:
+        """Rates that double: those to begin with, and further ones as long as the best of them lies at an end."""
+        rates = METHODS[method][1]
+        while all((model, method, rate, 0) in self.runs for rate in rates):
+            best = min(rates, key=lambda rate: self.runs[model, method, rate, 0]["loss"])
+            if best == rates[-1]:
+                rates = [*rates, 2 * best]
+            elif best == rates[0]:
+                rates = [best / 2, *rates]
+            else:
+                break
+        return rates
+
     def between(self, model: str, method: str) -> float:
         """A rate between the best one and its better neighbour."""
-        losses = {rate: self.runs[model, method, rate, 0]["loss"] for rate in rates_of(model, method)}
-        best, rates = min(losses, key=losses.__getitem__), sorted(losses)
+        rates = self.doubling(model, method)
+        losses = {rate: self.runs[model, method, rate, 0]["loss"] for rate in rates}
+        best = min(losses, key=losses.__getitem__)
         place = rates.index(best)
-        neighbour = min(rates[max(place - 1, 0) : place] + rates[place + 1 : place + 2], key=losses.__getitem__)
+        neighbour = min((rates[place - 1], rates[place + 1]), key=losses.__getitem__)
         return float(f"{math.sqrt(best * neighbour):.2g}")
 
     def at_best(self, model: str, method: str) -> list[dict]:
@@ -265,8 +274,13 @@ def main() -> None:
     for model in words.model:
         if not words.report:
             prepare(words.work, model)
-            tuning = [(model, method, lr, 0) for method in words.methods for lr in rates_of(model, method)]
-            results.fill(words.work, words.jobs, tuning)
+            while doubling := [
+                run
+                for method in words.methods
+                for rate in results.doubling(model, method)
+                if (run := (model, method, rate, 0)) not in results.runs
+            ]:
+                results.fill(words.work, words.jobs, doubling)
             refined = [(model, method, results.between(model, method), 0) for method in words.methods]
             results.fill(words.work, words.jobs, refined)
             rates = {method: results.best_rate(model, method) for method in words.methods}

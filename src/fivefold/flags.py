@@ -7,6 +7,7 @@ Rules (README, "Flags and recipes"): snake_case, hyphens accepted; `--flag`, `--
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from fivefold.choices import counts
 from fivefold.errors import ConfigError
 
 log = logging.getLogger("fivefold")
@@ -75,11 +77,13 @@ REFUSED: dict[str, str] = {
     "momentum_reset_steps": "say --optimizer loro_adamw --loro_refresh all --loro_refresh_freq STEPS instead",
     "c4_local": "name the files or the folder with --data",
     "continue_from": "say --resume to go on with a run, or --model FOLDER to start from its weights",
+    "proj_type": "gradients are projected on their smaller side, which GaLore calls std; leave it out",
     "max_train_tokens": "say --num_training_steps, each of total_batch_size x input_length tokens",
 }
 REFUSED_VALUES: dict[tuple[str, str], str] = {
     ("optimizer", "adamw_cola"): _NO_COLA,
     ("optimizer", "lost"): _NO_LOST,
+    ("scheduler", "cosine_restart_zero"): "cosine_restart warms up from zero here; say --scheduler cosine_restart",
 }
 
 # Flags that ask for what is done anyway: said, not refused, so that the command lines of other projects run.
@@ -88,6 +92,8 @@ NEEDLESS: dict[str, str] = {
     "workers": "one thread prepares batches faster than a model takes them",
     "save_ckpt": "checkpoints are always written, see --save_every",
     "use_hf_model": "decoders are transformers' own",
+    "name": "a run goes by the name of its folder, see --output_dir",
+    "tags": "Weights & Biases shows every setting of a run, to group and filter by",
 }
 
 _OWN_FLAGS = ("recipe", "dry_run", "print_config", "help")
@@ -124,12 +130,18 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
     own, given = _read_words(argv, types, positional)
     if "help" in own:
         return Invocation({}, False, False, parser.format_help())
+    unused: dict[str, list[str]] = {}
     if "recipe" in own:
-        given = _read_recipe(own["recipe"], types) | given
+        recipe = _read_recipe(own["recipe"], types)
+        unused = _unused(recipe, given, groups.values())
+        dropped = set(itertools.chain(*unused.values()))
+        given = {name: value for name, value in recipe.items() if name not in dropped} | given
     try:
         flat = parser.parse_args([f"--{name}={value}" for name, value in given.items()]).as_dict()
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), types, given)) from None
+    for choice, names in unused.items():
+        log.info("--%s %s leaves out what --recipe says of %s.", choice, given[choice], ", ".join(names))
     settings = {
         parameter: group(**{field.name: flat[field.name] for field, _ in _fields(group)})
         for parameter, group in groups.items()
@@ -147,11 +159,13 @@ def changed_settings(settings: Iterable[Any]) -> dict[str, Any]:
     changed = {}
     for group in settings:
         for field in dataclasses.fields(group):
-            is_made = field.default_factory is not dataclasses.MISSING
-            default = field.default_factory() if is_made else field.default  # type: ignore[misc]
-            if (value := getattr(group, field.name)) != default:
+            if (value := getattr(group, field.name)) != _default(field):
                 changed[field.name] = value
     return changed
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _groups(run: Callable[..., None]) -> dict[str, type]:
@@ -177,6 +191,10 @@ def _build_parser(verb: str, run: Callable[..., None], groups: Mapping[str, type
     parser.add_argument("--print_config", action="store_true", help="Print a recipe that reproduces this command.")
     for group in groups.values():
         parser.add_class_arguments(group, None)
+    names = {action.dest for action in parser._actions}
+    for action in parser._actions:
+        if aliases := [f"--{alias}" for alias, name in ALIASES.items() if name == action.dest and alias not in names]:
+            action.help = f"{action.help} Also written {', '.join(aliases)}."
     return parser
 
 
@@ -269,7 +287,7 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError(f"--recipe {file!r} holds a {type(content).__name__}; expected flag names and their values.")
     recipe: dict[str, str] = {}
     for key, item in content.items():
-        value = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+        value = _as_text(item)
         name, negated = _canonical(str(key), types)
         if name in NEEDLESS:
             log.info("%s in --recipe changes nothing: %s.", name, NEEDLESS[name])
@@ -280,6 +298,29 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
             raise ConfigError(f"--recipe {file!r} gives {name!r} twice, as {recipe[name]!r} and {value!r}.")
         recipe[name] = value
     return recipe
+
+
+def _unused(recipe: Mapping[str, str], given: Mapping[str, str], groups: Iterable[type]) -> dict[str, list[str]]:
+    """What a recipe says that has no use under a typed choice, such as LORO's settings under another optimizer.
+
+    What is typed itself is not among it: that stays, and is refused where it has no use.
+
+    Returns:
+        By choice, the names of the recipe's settings.
+    """
+    unused: dict[str, list[str]] = {}
+    for field in itertools.chain(*map(dataclasses.fields, groups)):
+        name = field.name
+        choices = [choice for choice, chosen in given.items() if not counts(field, choice, chosen)]
+        if choices and name in recipe and name not in given and recipe[name] != _as_text(_default(field)):
+            for choice in choices:
+                unused.setdefault(choice, []).append(name)
+    return unused
+
+
+def _as_text(item: Any) -> str:
+    """A value as the word that the flag would have been given."""
+    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
 
 
 class _RecipeLoader(yaml.SafeLoader):

@@ -64,6 +64,14 @@ def test_aliases_lead_to_flags():
     assert {target for target in ALIASES.values() if target != "epochs"} <= names
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_lists_the_names_that_other_projects_use(verb):
+    names = {field.name for group in _groups(verb) for field in dataclasses.fields(group)}
+    help_text = parse(verb, _verb(verb).run, ["--help"]).help_text
+    expected = {alias for alias, name in ALIASES.items() if name in names and alias not in names}
+    assert {alias for alias in expected if not re.search(rf"--{alias}\b", help_text)} == set()
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_can_be_read(recipe):
     verb = recipe.parent.name

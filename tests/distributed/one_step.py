@@ -37,7 +37,7 @@ def main() -> None:
     source = PairSource(prompts, responses, input_length=64, target_length=64, eos_id=1, pad_id=0, seed=5, shuffle=True)
     with start_processes() as processes:
         wrapped = processes.wrap(model)
-        optimizer = Recorder([{"params": list(model.parameters()), "lr": 1.0, "base_lr": 1.0}], {})
+        optimizer = Recorder([{"params": list(model.parameters()), "base_lr": 1.0}], {"lr": 1.0})
         settings = LoopSettings(dtype="float32")
         trainer = Trainer(wrapped, Seq2SeqObjective(LossSettings()), optimizer, lambda _: 1.0, 0.0, settings, processes)
         plan = BatchPlan(micro_batch, accumulation, processes.world_size)

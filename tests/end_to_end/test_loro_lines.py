@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,64 @@ def test_full_rank_baselines_are_one_flag_away(optimizer, model_type, tmp_path, 
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed.split("\n\n")[0])["optimizer"] == optimizer
     assert "low rank" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("lr", "LORO's own default is 1e-4"),
+        ("grad_clipping", "0 turns clipping off, LORO's default"),
+        ("eval_every", "LORO's default is 5000."),
+        ("save_every", "LORO's default is 10000."),
+        ("loro_attn_rank", "by default 128"),
+    ],
+)
+def test_help_says_where_the_reference_has_another_default(flag, sentence, capsys):
+    assert main(["pretrain", "--help"]) == 0
+    helps = re.split(r"\n  --", capsys.readouterr().out)
+    (text,) = [" ".join(text.split()) for text in helps if text.startswith(f"{flag} ")]
+    assert sentence in text
+
+
+def test_what_only_names_a_run_is_accepted_with_a_note(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "fivefold")
+    assert main(["pretrain", "--name", "test", "--tags", "c4,60m", "--dry_run"]) == 0
+    assert "--name changes nothing: a run goes by the name of its folder" in caplog.text
+    assert "--tags changes nothing: Weights & Biases shows every setting" in caplog.text
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "pretrain").glob("loro_*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize(
+    "words", ["--optimizer loro_muon", "--optimizer spectron --scheduler const", "--optimizer adam --loro_scope null"]
+)
+def test_another_optimizer_on_a_recipe_is_one_flag(words, recipe, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "fivefold")
+    words = ["pretrain", "--recipe", str(recipe), *words.split()]
+
+    def resolved(*words: str) -> dict:
+        assert main([*words, "--print_config"]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    before, after = resolved(*words[:3]), resolved(*words)
+    left_out = {name for name in before if before[name] != after[name]} - {"optimizer", "scheduler", "loro_scope"}
+    if before["optimizer"] == "loro_adamw":
+        assert {"loro_freq", "loro_refresh", "loro_refresh_freq"} <= left_out
+    said = " ".join(re.findall(r"leaves out what --recipe says of (.*)\.", caplog.text))
+    assert left_out == set(re.findall(r"\w+", said))
+    assert main([*words, "--dry_run"]) == 0
+    assert ("low rank" in capsys.readouterr().out) == ("null" not in words)
+
+
+def test_flags_of_loros_that_are_typed_beside_another_optimizer_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["pretrain", "--recipe", str(RECIPES[0]), "--optimizer", "loro_muon", "--loro_freq", "500", "--dry_run"]
+    assert main(words) == 2
+    assert "loro_muon has no loro_freq; that is of --optimizer loro_adamw" in capsys.readouterr().err
 
 
 # What makes a run long, and what it is here; every flag of LORO's own stays as it was typed.

@@ -26,6 +26,7 @@ from fivefold.data.rows import Rows, seq2seq_batch
 from fivefold.data.settings import BatchSettings, DataSettings, ObjectiveSettings, PrepareSettings
 from fivefold.errors import ModelError
 from fivefold.flags import as_recipe
+from fivefold.lowrank.convert import convert
 from fivefold.lowrank.settings import LowRankSettings
 from fivefold.models.build import build_model
 from fivefold.models.settings import ModelSettings
@@ -37,7 +38,7 @@ from fivefold.tokenizer.settings import TokenizerSettings
 from fivefold.tokenizer.train import train_tokenizer
 from fivefold.training.distributed import Processes
 from fivefold.training.loop import Interrupted, Trainer
-from fivefold.training.optimizers import build_optimizer
+from fivefold.training.optimizers import FACTOR_OPTIMIZERS, build_optimizer
 from fivefold.training.run import run_training
 from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 from fivefold.training.telemetry import TIMING_KEYS
@@ -218,6 +219,18 @@ def test_dropout_follows_from_the_step(model, pairs):
     trainer.optimizer.param_groups[0]["base_lr"] = 0.0
     losses = [trainer.step(step, [batch_of(pairs, 0, 1)], want_stop=False)["loss"] for step in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "loro_muon", "spectron"])
+def test_the_learning_rate_in_the_log_is_the_given_one_times_the_schedule(name, model, pairs):
+    if name in FACTOR_OPTIMIZERS:
+        convert(model, scope="all", attn_rank=4, mlp_rank=4, init="spectral")
+    # Queries come first and have a smaller rate under all but adamw; the embeddings have a larger one.
+    optimizer = build_optimizer(model, OptimizerSettings(optimizer=name, lr=1e-3, dense_lr=1e-2))
+    trainer = trainer_of(model, optimizer=optimizer)
+    trainer.lr_factor = lambda step: 0.5**step
+    rates = [trainer.step(step, [batch_of(pairs, 0, 1)], want_stop=False)["learning_rate"] for step in range(3)]
+    assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4], rel=1e-12)
 
 
 def test_the_held_out_loss_is_the_mean_over_tokens_of_single_examples(model, pairs):

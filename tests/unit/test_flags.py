@@ -1,6 +1,7 @@
 """The rules of flags and recipes, each as a user would meet it."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,7 +38,21 @@ class Learning:
     """Text."""
 
 
+@dataclass
+class Turning:
+    """What is for round shapes only."""
+
+    radius: float = field(default=1.0, metadata={"shape": ("round",)})
+    """Size."""
+    is_open: bool = field(default=False, metadata={"shape": ("round",)})
+    """Whether a piece is missing."""
+
+
 def run(reading: Reading, learning: Learning, *, dry_run: bool) -> None:
+    """Do nothing."""
+
+
+def run_turning(learning: Learning, turning: Turning, *, dry_run: bool) -> None:
     """Do nothing."""
 
 
@@ -88,6 +103,33 @@ def test_an_explicit_flag_wins_over_the_recipe_wherever_it_stands(tmp_path, suff
     reading, learning = read(*(flag + file if flag_first else file + flag))
     assert reading.data == ["x"]
     assert learning == Learning(lr=0.25, num_training_steps=7, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "radius", "said"),
+    [
+        ("", 2.5, ""),
+        ("--shape round", 2.5, ""),
+        ("--shape flat", 1.0, "--shape flat leaves out what --recipe says of radius."),
+        ("--shape flat --radius 3", 3.0, ""),  # as typed; whether it has a use is for others to say
+        ("--shape flat --note x", 1.0, "--shape flat leaves out what --recipe says of radius."),
+    ],
+)
+def test_a_typed_choice_leaves_out_what_the_recipe_says_for_its_own(words, radius, said, tmp_path, caplog):
+    # is_open is as it would be without the recipe, so nothing is lost with it.
+    (tmp_path / "r.yaml").write_text("shape: round\nradius: 2.5\nis_open: false\nlr: 2\n")
+    with caplog.at_level(logging.INFO, "fivefold"):
+        invocation = parse("verb", run_turning, ["--recipe", str(tmp_path / "r.yaml"), *words.split()])
+    assert invocation.settings["turning"] == Turning(radius)
+    assert invocation.settings["learning"].lr == 2
+    assert caplog.messages == ([said] if said else [])
+
+
+def test_a_typed_choice_that_is_refused_says_nothing_else(tmp_path, caplog):
+    (tmp_path / "r.yaml").write_text("radius: 2.5")
+    with caplog.at_level(logging.INFO, "fivefold"), pytest.raises(ConfigError, match="it takes one of round, flat"):
+        parse("verb", run_turning, ["--recipe", str(tmp_path / "r.yaml"), "--shape", "square"])
+    assert not caplog.messages
 
 
 def test_numbers_like_5e_4_in_a_yaml_recipe(tmp_path):
@@ -163,3 +205,4 @@ def test_words_before_the_first_flag_go_to_the_positional_field():
 def test_help_shows_every_flag_with_its_documentation():
     text = parse("verb", run, ["--help"]).help_text
     assert all(word in text for word in ("--data", "--num_training_steps", "Rate.", "--recipe", "--dry_run"))
+    assert "Rate. Also written --learning_rate." in text

@@ -19,7 +19,9 @@ from fivefold.lowrank.targets import kind_of, name_patterns
 
 
 @torch.no_grad()
-def change_rank(model: PreTrainedModel, *, attn_rank: int, mlp_rank: int, seed: int = 0) -> Report:
+def change_rank(
+    model: PreTrainedModel, *, attn_rank: int | None = None, mlp_rank: int | None = None, seed: int = 0
+) -> Report:
     """Give every factored layer another rank, in place; layers that have it already are not touched.
 
     A smaller rank keeps the best approximation of the product. A larger one keeps the product: each new direction has a
@@ -30,7 +32,7 @@ def change_rank(model: PreTrainedModel, *, attn_rank: int, mlp_rank: int, seed: 
 
     Args:
         model: as `convert` or `load_factored` left it.
-        attn_rank: of attention projections, capped at each matrix's smaller side.
+        attn_rank: of attention projections, capped at each matrix's smaller side; None leaves each its own.
         mlp_rank: of feed-forward layers, likewise.
         seed: with a layer's place in the row, all that the new directions depend on.
 
@@ -48,7 +50,7 @@ def change_rank(model: PreTrainedModel, *, attn_rank: int, mlp_rank: int, seed: 
         kind = kind_of(name, patterns)
         if kind is None:
             raise ModelError(f"{name} is known neither as attention nor as feed-forward: its new rank is unclear.")
-        asked[name] = attn_rank if kind == "attn" else mlp_rank
+        asked[name] = (attn_rank if kind == "attn" else mlp_rank) or layer.rank
         left, right = plain_factors(name, layer)
         rank = min(asked[name], layer.out_features, layer.in_features)
         if rank == layer.rank or (id(left), id(right)) in changed:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fivefold.errors import ModelError
 from fivefold.nn.low_rank import LowRankLinear
@@ -105,10 +106,14 @@ def find_targets(
 def _nothing_found(model: PreTrainedModel, kind: Kind, pattern: str | None, linear: Mapping[str, nn.Linear]) -> str:
     # One name for all blocks: a sentence with a thousand names helps nobody.
     general = list(dict.fromkeys(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in linear))
+    has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
+    and_conv1d = " (its Conv1D layers are not supported)" if has_conv1d else ""
     if pattern is not None:
         near = difflib.get_close_matches(pattern, general, n=5, cutoff=0.4) or general[:16]
-        return f"{pattern!r} matches no linear layer of {type(model).__name__}; there are {', '.join(near) or 'none'}."
+        there_are = f"{', '.join(near) or 'none'}{and_conv1d}"
+        return f"{pattern!r} matches no linear layer of {type(model).__name__}; there are {there_are}."
     return (
         f"fivefold does not know the {_WORDS[kind]} layers of {type(model).__name__}, whose linear layers are "
-        f"{', '.join(general[:16]) or 'none'}: name them with --loro_{kind}_targets or choose another scope."
+        f"{', '.join(general[:16]) or 'none'}{and_conv1d}: name them with --loro_{kind}_targets or choose another "
+        "scope."
     )

@@ -13,8 +13,8 @@ from fivefold.errors import ConfigError
 from fivefold.llama import config as llama
 from fivefold.lowrank.change_rank import change_rank
 from fivefold.lowrank.convert import Report, convert, factor_pairs
-from fivefold.lowrank.settings import LowRankSettings
-from fivefold.lowrank.targets import Scope, kind_of
+from fivefold.lowrank.settings import DEFAULT_RANK, LowRankSettings
+from fivefold.lowrank.targets import Kind, Scope, kind_of
 from fivefold.models.family import complete
 from fivefold.models.load import load_model
 from fivefold.models.settings import ModelSettings
@@ -174,16 +174,18 @@ def _factor(model: PreTrainedModel, low_rank: LowRankSettings, seed: int, defaul
                 "--loro_scope mlp factors the feed-forward layers, which --loro_mlp_dense keeps; drop one."
             )
         scope = "attn"
-    for kind, is_kept in (("attn", scope == "mlp"), ("mlp", scope == "attn")):
-        if is_kept and getattr(low_rank, f"loro_{kind}_rank") != getattr(LowRankSettings(), f"loro_{kind}_rank"):
+    factored: set[Kind | None] = {kind_of(name, model.config.low_rank["targets"]) for name, _ in factor_pairs(model)}
+    kinds = factored or ({"attn", "mlp"} if scope == "all" else {scope})
+    for kind in ("attn", "mlp"):
+        if kind not in kinds and getattr(low_rank, f"loro_{kind}_rank") is not None:
             log.info("--loro_%s_rank changes nothing: those layers stay full rank.", kind)
-    if factor_pairs(model):
-        return _change_rank(model, low_rank, scope, seed)
+    if factored:
+        return _change_rank(model, low_rank, scope, seed, factored)
     return convert(
         model,
         scope=scope,
-        attn_rank=low_rank.loro_attn_rank,
-        mlp_rank=low_rank.loro_mlp_rank,
+        attn_rank=low_rank.loro_attn_rank or DEFAULT_RANK,
+        mlp_rank=low_rank.loro_mlp_rank or DEFAULT_RANK,
         init=low_rank.loro_init or default_init,
         attn_targets=low_rank.loro_attn_targets,
         mlp_targets=low_rank.loro_mlp_targets,
@@ -191,13 +193,15 @@ def _factor(model: PreTrainedModel, low_rank: LowRankSettings, seed: int, defaul
     )
 
 
-def _change_rank(model: PreTrainedModel, low_rank: LowRankSettings, scope: Scope, seed: int) -> Report:
+def _change_rank(
+    model: PreTrainedModel, low_rank: LowRankSettings, scope: Scope, seed: int, kinds: set[Kind | None]
+) -> Report:
     unused = ("loro_init", "loro_attn_targets", "loro_mlp_targets")
     _refuse_unused(low_rank, unused, "in a model that is low rank already")
-    kinds = {kind_of(name, model.config.low_rank["targets"]) for name, _ in factor_pairs(model)}
     if scope != "all" and kinds != {scope}:
         raise ConfigError(
-            f"--loro_scope {scope} leaves out layers that the model has at low rank; give all, and both ranks."
+            f"--loro_scope {scope} leaves out layers that the model has at low rank; give all, and those ranks "
+            "that are to change."
         )
     return change_rank(model, attn_rank=low_rank.loro_attn_rank, mlp_rank=low_rank.loro_mlp_rank, seed=seed)
 

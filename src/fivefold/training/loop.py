@@ -99,7 +99,8 @@ class Trainer:
         """One optimizer step on the micro-batches of this process.
 
         Returns:
-            loss, grad_norm, learning_rate, num_tokens, and stop: 1 if any process wants to stop after this step.
+            loss, grad_norm, learning_rate (the run's, see `set_lr`), num_tokens, and stop: 1 if any process wants to
+            stop after this step.
 
         Raises:
             ModelError: loss or gradient is not finite; the optimizer has not moved.
@@ -114,8 +115,7 @@ class Trainer:
         # Dropout follows from (seed, step, process), so a resumed run draws what the uninterrupted one would have.
         seeds = np.random.SeedSequence([self.seed, step, self.processes.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        factor = self.lr_factor(step)
-        set_lr(self.optimizer, factor)
+        lr = set_lr(self.optimizer, self.lr_factor(step))
         loss_sum = nll_sum = torch.zeros((), device=self.processes.device)
         for index, batch in enumerate(micro_batches):
             is_last = index + 1 == len(micro_batches)
@@ -136,7 +136,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        lr = self.optimizer.param_groups[0]["lr"]
         return {"loss": nll, "grad_norm": grad_norm, "learning_rate": lr, "num_tokens": num_tokens, "stop": stop}
 
     @torch.no_grad()

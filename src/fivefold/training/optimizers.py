@@ -36,29 +36,31 @@ def build_optimizer(
     loro = loro or LoroSettings()
     check_optimizer(model, settings, loro)
     groups = _groups(model, settings, loro)
-    betas, eps, beta = (settings.beta1, settings.beta2), settings.eps, settings.momentum
+    # Every group brings its own rate; this one is for the log, see `set_lr`.
+    lr, betas, eps, beta = settings.peak_lr, (settings.beta1, settings.beta2), settings.eps, settings.momentum
     match settings.optimizer:
         case "adam":
-            return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)
+            return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         case "adamw_scaled":
-            return AdamWScaled(groups, betas=betas, eps=eps)
+            return AdamWScaled(groups, lr=lr, betas=betas, eps=eps)
         case "adafactor":
             from transformers import Adafactor
 
-            return Adafactor(groups, scale_parameter=True, relative_step=False, warmup_init=False)
+            return Adafactor(groups, lr=lr, scale_parameter=True, relative_step=False, warmup_init=False)
         case "muon":
-            return MuonAdamW(groups, momentum=beta, betas=betas, eps=eps)
+            return MuonAdamW(groups, lr=lr, momentum=beta, betas=betas, eps=eps)
         case "galore_adamw":
-            return GaLoreAdamW(groups, betas=betas, eps=eps)
+            return GaLoreAdamW(groups, lr=lr, betas=betas, eps=eps)
         case "loro_muon":
-            return LOROMuon(groups, beta=beta, betas=betas, eps=eps)
+            return LOROMuon(groups, lr=lr, beta=beta, betas=betas, eps=eps)
         case "spectron":
-            return Spectron(groups, beta=beta, betas=betas, eps=eps)
+            return Spectron(groups, lr=lr, beta=beta, betas=betas, eps=eps)
         case "loro_adamw":
             return LOROAdamW(
                 groups,
+                lr=lr,
                 betas=betas,
                 eps=eps,
                 loro_type=loro.loro_type,
@@ -143,7 +145,13 @@ def state_elements(model: nn.Module, settings: OptimizerSettings) -> int:
     return 2 * (matrices + others)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to `factor` times its own `base_lr`."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set each group's learning rate to `factor` times its own `base_lr`.
+
+    Returns:
+        The run's learning rate, the one the optimizer was built with times `factor`: groups such as the embeddings or a
+        T5's queries may have another.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+    return optimizer.defaults["lr"] * factor

@@ -1,8 +1,9 @@
 """The settings of the optimizer, the learning-rate schedule and the loop: cheap to import, checked when built."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
+from fivefold.choices import refuse_unused
 from fivefold.errors import ConfigError
 
 # Where people start with each optimizer. The two T5 rates are for updates multiplied by the parameter's RMS
@@ -20,6 +21,14 @@ CUSTOMARY_LR = {
 }
 MOMENTUM_OPTIMIZERS = ("muon", "loro_muon", "spectron")
 """Those that move the matrices inside the network by a momentum, and all other parameters by AdamW."""
+
+# Under which choices a setting counts, see `fivefold.choices`.
+_MOMENTS = {"optimizer": tuple(name for name in CUSTOMARY_LR if name != "adafactor")}
+_MOMENTUM = {"optimizer": MOMENTUM_OPTIMIZERS}
+_GALORE = {"optimizer": ("galore_adamw",)}
+_FALLING = {"scheduler": ("cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear")}
+_RESTARTS = {"scheduler": ("cosine_restart",)}
+_WSD = {"scheduler": ("wsd",)}
 
 _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -39,29 +48,31 @@ class OptimizerSettings:
         "loro_muon",
         "spectron",
     ] = "adamw"
-    """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5), adafactor (as T5), muon,
-    galore_adamw (AdamW on projected gradients); for low-rank layers loro_muon (recommended), loro_adamw, spectron."""
+    """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5), adafactor (as T5: by that
+    RMS too, which LORO and GaLore leave out), muon, galore_adamw (AdamW on projected gradients); for low-rank layers
+    loro_muon (recommended), loro_adamw, spectron."""
     lr: float | None = None
     """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 7e-3
-    for loro_muon, 5e-2 for spectron, 1e-2 for the others. LORO's own default is 1e-4; its scripts give 5e-3 or 1e-2."""
+    for loro_muon, 5e-2 for spectron, 1e-2 for the others. Under adamw_scaled and adafactor it is a part of each
+    tensor's RMS. LORO's own default is 1e-4; its scripts give 5e-3 or 1e-2."""
     dense_lr: float | None = None
     """Peak learning rate of embeddings, output layer, norms and biases; by default the same, but for muon, loro_muon
     and spectron 1e-2, and 2e-2 in a T5, whose embeddings start with a deviation of 1."""
     weight_decay: float = 0.0
     """Weight decay on matrices; norms, biases and relative-position tables never decay. T5 recipes use 0."""
-    beta1: float = 0.9
+    beta1: float = field(default=0.9, metadata=_MOMENTS)
     """Decay of the first moment (not for adafactor, which keeps none)."""
-    beta2: float = 0.999
+    beta2: float = field(default=0.999, metadata=_MOMENTS)
     """Decay of the second moment (not for adafactor, whose decay is 1 - step^-0.8)."""
-    eps: float = 1e-6
+    eps: float = field(default=1e-6, metadata=_MOMENTS)
     """Added to the root of the second moment (not for adafactor)."""
-    momentum: float = 0.95
+    momentum: float = field(default=0.95, metadata=_MOMENTUM)
     """Decay of the momentum of muon, loro_muon and spectron."""
-    rank: int = 128
+    rank: int = field(default=128, metadata=_GALORE)
     """galore_adamw: rank of the projected gradients."""
-    update_proj_gap: int = 50
+    update_proj_gap: int = field(default=50, metadata=_GALORE)
     """galore_adamw: steps between two projections."""
-    galore_scale: float = 1.0
+    galore_scale: float = field(default=1.0, metadata=_GALORE)
     """galore_adamw: factor on the steps that come out of the projection."""
     grad_clipping: float = 1.0
     """Largest global gradient norm, larger gradients are scaled down to it; 0 turns clipping off, LORO's default (its
@@ -82,20 +93,7 @@ class OptimizerSettings:
         for name in ("rank", "update_proj_gap"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or above.")
-        if self.optimizer == "adafactor":
-            self._refuse(("beta1", "beta2", "eps"))
-        if self.optimizer not in MOMENTUM_OPTIMIZERS:
-            self._refuse(("momentum",))
-        if self.optimizer != "galore_adamw":
-            self._refuse(("rank", "update_proj_gap", "galore_scale"))
-
-    def _refuse(self, names: tuple[str, ...]) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
-        changed = [name for name in names if getattr(self, name) != defaults[name]]
-        if changed:
-            raise ConfigError(
-                f"{self.optimizer} has no {' or '.join(changed)}: drop the flag or choose another optimizer."
-            )
+        refuse_unused(self, "optimizer")
 
     @property
     def peak_lr(self) -> float:
@@ -115,25 +113,28 @@ class OptimizerSettings:
 class ScheduleSettings:
     """How the learning rate moves over the run; `schedule.lr_factor` holds the formulas."""
 
-    scheduler: Literal["cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear", "constant"] = "cosine"
-    """Shape after warm-up; cosine_restart climbs again every cosine_restart_freq steps, wsd falls at the very end."""
+    scheduler: Literal["cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear", "constant", "const"] = "cosine"
+    """Shape after warm-up; cosine_restart climbs again every cosine_restart_freq steps, wsd falls at the very end;
+    const, as LORO calls it, is constant."""
     warmup_steps: int | None = None
     """Steps of linear warm-up from 0; by default a tenth of the run, at most 1000 (LORO's default, which is
     longer than a short run)."""
-    min_lr_ratio: float = 0.1
-    """The learning rate never ends below this part of its peak (constant stays at the peak)."""
-    cosine_restart_freq: int | None = None
+    min_lr_ratio: float = field(default=0.1, metadata=_FALLING)
+    """The learning rate never ends below this part of its peak (not for constant, which stays at the peak)."""
+    cosine_restart_freq: int | None = field(default=None, metadata=_RESTARTS)
     """cosine_restart: steps between two restarts."""
-    cosine_restart_warmup: int = 5
+    cosine_restart_warmup: int = field(default=5, metadata=_RESTARTS)
     """cosine_restart: steps of the short linear ramp after each restart."""
-    lr_adjust_steps: int = 0
+    lr_adjust_steps: int = field(default=0, metadata=_RESTARTS)
     """cosine_restart: shifts the cosine after warm-up by this many steps; LORO's scripts use minus the warm-up."""
-    lr_jag_after_warmup: bool = False
+    lr_jag_after_warmup: bool = field(default=False, metadata=_RESTARTS)
     """cosine_restart: no restarts during the warm-up."""
-    decay_frac: float = 0.2
+    decay_frac: float = field(default=0.2, metadata=_WSD)
     """wsd: the last part of the run in which the learning rate falls."""
 
     def __post_init__(self) -> None:
+        if self.scheduler == "const":
+            self.scheduler = "constant"
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps is {self.warmup_steps}, but it must be 0 (no warm-up) or above.")
         if not 0 <= self.min_lr_ratio <= 1:
@@ -142,16 +143,11 @@ class ScheduleSettings:
             raise ConfigError(f"decay_frac is {self.decay_frac}, but it must lie in [0, 1].")
         if self.cosine_restart_warmup < 1:
             raise ConfigError(f"cosine_restart_warmup is {self.cosine_restart_warmup}, but it must be 1 or above.")
-        if self.scheduler == "cosine_restart":
-            if self.cosine_restart_freq is None or self.cosine_restart_freq < 1:
-                raise ConfigError(
-                    f"cosine_restart_freq is {self.cosine_restart_freq}, but --scheduler cosine_restart needs the "
-                    "steps between two restarts, for example --cosine_restart_freq 500."
-                )
-        elif self.cosine_restart_freq is not None or self.lr_adjust_steps != 0 or self.lr_jag_after_warmup:
+        refuse_unused(self, "scheduler")
+        if self.scheduler == "cosine_restart" and (self.cosine_restart_freq is None or self.cosine_restart_freq < 1):
             raise ConfigError(
-                "cosine_restart_freq, lr_adjust_steps and lr_jag_after_warmup belong to --scheduler cosine_restart, "
-                f"but the scheduler is {self.scheduler}."
+                f"cosine_restart_freq is {self.cosine_restart_freq}, but --scheduler cosine_restart needs the steps "
+                "between two restarts, for example --cosine_restart_freq 500."
             )
 
 
@@ -164,13 +160,13 @@ class LoopSettings:
     num_training_steps: int = 10_000
     """Optimizer steps to train for."""
     eval_every: int = 1000
-    """Steps between measurements of the held-out loss; 0 measures only at the end."""
+    """Steps between measurements of the held-out loss; 0 measures only at the end. LORO's default is 5000."""
     eval_samples: int = 256
     """Held-out samples to measure on, always the same ones; 0 for all."""
     log_every: int = 10
     """Steps between two lines of log.jsonl."""
     save_every: int = 1000
-    """Steps between checkpoints; 0 writes only the final model."""
+    """Steps between checkpoints; 0 writes only the final model. LORO's default is 10000."""
     keep_last: int = 2
     """Newest checkpoints to keep beside the best one; 0 keeps all."""
     resume: bool = False

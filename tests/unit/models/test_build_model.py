@@ -153,6 +153,41 @@ def test_low_rank_settings_that_would_change_nothing_are_refused(shapes, tokeniz
             build(stored, tokenizer, low_rank)
 
 
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_low_rank_model_keeps_the_rank_that_is_not_given(family, shapes, tokenizer, tmp_path):
+    def ranks(settings, low_rank):
+        model, report = build(settings, tokenizer, low_rank)
+        assert report is not None
+        of_kind = {"attn": set(), "mlp": set()}
+        for name, layer in factor_pairs(model):
+            of_kind["attn" if "attn" in name or "Attention" in name else "mlp"].add(layer.rank)
+        return of_kind
+
+    fresh = ModelSettings(model_config=shapes[family])
+    save_model(build(fresh, tokenizer, THIN)[0], tmp_path / "thin")
+    stored = ModelSettings(model=str(tmp_path / "thin"))
+    assert ranks(stored, LowRankSettings("all", loro_attn_rank=3)) == {"attn": {3}, "mlp": {6}}
+    assert ranks(stored, LowRankSettings("all", loro_mlp_rank=9)) == {"attn": {4}, "mlp": {9}}
+    assert ranks(stored, LowRankSettings("all")) == {"attn": {4}, "mlp": {6}}
+    # A fresh one gets 128, or what its matrices allow.
+    assert ranks(fresh, LowRankSettings("all", loro_attn_rank=3)) == {"attn": {3}, "mlp": {32}}
+
+
+def test_a_fresh_model_gets_rank_128_if_none_is_given(tokenizer):
+    with torch.device("meta"):
+        model, _ = build(ModelSettings("llama", "60m"), tokenizer, LowRankSettings("all"))
+    assert {layer.rank for _, layer in factor_pairs(model)} == {128}
+
+
+def test_a_rank_of_layers_that_stay_full_rank_is_said_to_change_nothing(shapes, tokenizer, tmp_path, caplog):
+    fresh = ModelSettings(model_config=shapes["llama"])
+    with caplog.at_level(logging.INFO, "fivefold"):
+        model, _ = build(fresh, tokenizer, LowRankSettings("attn", loro_attn_rank=4, loro_mlp_rank=4))
+        save_model(model, tmp_path / "attn")
+        build(ModelSettings(model=str(tmp_path / "attn")), tokenizer, LowRankSettings("all", loro_mlp_rank=4))
+    assert caplog.messages == ["--loro_mlp_rank changes nothing: those layers stay full rank."] * 2
+
+
 def test_attention_alone(shapes, tokenizer):
     for low_rank in (
         LowRankSettings(loro_scope="attn", loro_attn_rank=4),

@@ -190,7 +190,7 @@ def test_set_lr_multiplies_each_groups_own_base(name):
     bases = [group["base_lr"] for group in optimizer.param_groups]
     assert sorted(set(bases)) == [0.1, 0.4]
     for factor in (0.5, 0.25):
-        set_lr(optimizer, factor)
+        assert set_lr(optimizer, factor) == 0.1 * factor  # what was given as --lr, whichever group comes first
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([base * factor for base in bases])
 
 

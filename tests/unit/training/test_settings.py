@@ -20,6 +20,10 @@ def test_dtype_takes_its_full_name(short, name):
     assert LoopSettings(output_dir="run", dtype=short).dtype == name
 
 
+def test_const_is_what_loro_calls_constant():
+    assert ScheduleSettings("const") == ScheduleSettings("constant")
+
+
 @pytest.mark.parametrize("optimizer", CUSTOMARY_LR)
 def test_peak_lr_is_the_given_one_or_the_customary_one(optimizer):
     assert OptimizerSettings(optimizer=optimizer).peak_lr == CUSTOMARY_LR[optimizer]
@@ -41,8 +45,15 @@ def test_peak_lr_is_the_given_one_or_the_customary_one(optimizer):
         (lambda: ScheduleSettings(decay_frac=-0.1), "decay_frac"),
         (lambda: ScheduleSettings(scheduler="cosine_restart"), "needs the steps between two restarts"),
         (lambda: ScheduleSettings(scheduler="cosine_restart", cosine_restart_freq=0), "cosine_restart_freq is 0"),
-        (lambda: ScheduleSettings(lr_adjust_steps=-5), "the scheduler is cosine"),
-        (lambda: ScheduleSettings(scheduler="wsd", cosine_restart_freq=5), "the scheduler is wsd"),
+        (lambda: ScheduleSettings(lr_adjust_steps=-5), "--scheduler cosine has no lr_adjust_steps: drop the flag or"),
+        (
+            lambda: ScheduleSettings(scheduler="wsd", cosine_restart_freq=5),
+            "--scheduler wsd has no cosine_restart_freq",
+        ),
+        (lambda: ScheduleSettings(cosine_restart_warmup=9), "--scheduler cosine has no cosine_restart_warmup"),
+        (lambda: ScheduleSettings(decay_frac=0.4), "--scheduler cosine has no decay_frac"),
+        (lambda: ScheduleSettings("constant", min_lr_ratio=0.5), "--scheduler constant has no min_lr_ratio"),
+        (lambda: ScheduleSettings("const", decay_frac=0.5), "--scheduler constant has no decay_frac"),
         (lambda: ScheduleSettings(cosine_restart_warmup=0), "cosine_restart_warmup"),
         (lambda: LoopSettings(output_dir=""), "output_dir is empty"),
         (lambda: LoopSettings(output_dir="run", num_training_steps=0), "num_training_steps is 0"),
