@@ -12,7 +12,7 @@ from fivefold.errors import ConfigError
 from fivefold.lowrank.factor_optimizer import FactorOptimizer, blend
 from fivefold.lowrank.manifold_muon import manifold_muon_step
 from fivefold.lowrank.stacks import Stack, divided, spread, stacked, stacks
-from fivefold.lowrank.tangent import Factors, as_gradient, balance, decompose, project
+from fivefold.lowrank.tangent import DAMPING, Factors, as_gradient, balance, decompose, project
 from fivefold.lowrank.update import exact_step, lazy_step, spectron_step
 
 
@@ -32,15 +32,18 @@ class LOROAdamW(FactorOptimizer):
             then balanced factors of the same W; eucl nothing but a lazy step.
         loro_freq: updates from one such step to the next.
         refresh: whose Adam state is wiped every `refresh_freq` updates: reg (what is not factored), lrk (factors), all.
+            With momentum tangent the factors' state is not wiped: their first moments stay, and their second moments
+            become their mean over the rank, which a rotation of the basis leaves alone.
         momentum: what becomes of the factors' first moments when the factors change their basis: factor leaves them as
-            they are, as the reference does; tangent carries them over, and a refresh wipes of their second moments
-            only what belongs to the old basis, see `_forget_basis`.
+            they are, as the reference does; tangent carries them over.
         scale_exact: `lr_scale` holds for exact steps too, not for lazy ones alone as published.
-        damping: see `tangent.damped_inverse`; more than the mathematics needs, because Adam makes every entry of a
-            direction about 1, also where a thin factor divides it.
+        damping: of exact steps, see `tangent.damped_inverse`; more than the mathematics needs, because Adam makes every
+            entry of a direction about 1, also where a thin factor divides it. First moments are carried over with
+            `tangent.DAMPING` at most, and what counts as singular is what that one tells.
 
     Raises:
-        ConfigError: a frequency below 1, a refresh without its frequency, or a group of factors that holds no pairs.
+        ConfigError: a frequency below 1, a refresh without its frequency, tangent momentum of factors whose basis never
+            changes (eucl), or a group of factors that holds no pairs.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class LOROAdamW(FactorOptimizer):
             raise ConfigError(
                 f"loro_refresh {refresh} got loro_refresh_freq {refresh_freq}; give the updates between two refreshes, "
                 "such as 500."
+            )
+        if loro_type == "eucl" and momentum == "tangent":
+            raise ConfigError(
+                "loro_momentum is tangent, but with loro_type eucl the factors never change their basis, so that there "
+                "is nothing to carry over; use loro_type loro or rebalance, or loro_momentum factor."
             )
         super().__init__(
             params,
@@ -145,11 +153,14 @@ class LOROAdamW(FactorOptimizer):
 def _change_basis(*stack: Tensor, group: dict[str, Any], lr: float) -> tuple[Tensor, ...]:
     """From factors, directions and perhaps first moments to new factors, what was singular, and moments to match."""
     old, direction = Factors(*stack[:2]), Factors(*stack[2:4])
-    point = decompose(old, group["damping"])
+    point, damping = decompose(old), group["damping"]
     is_exact = group["loro_type"] == "loro"
-    new = exact_step(point, direction, lr, group["weight_decay"]) if is_exact else balance(point)
-    carried = as_gradient(point, project(point, Factors(*stack[4:])), new) if len(stack) > 4 else ()
-    return *new, point.is_singular.to(torch.uint8), *carried
+    new = exact_step(point, direction, lr, group["weight_decay"], damping) if is_exact else balance(point)
+    if len(stack) == 4:
+        return *new, point.is_singular.to(torch.uint8)
+    # Moments hold raw gradients, which need no more damping than rounding does.
+    moments = project(point, Factors(*stack[4:]), min(damping, DAMPING))
+    return *new, point.is_singular.to(torch.uint8), *as_gradient(point, moments, new)
 
 
 def _forget_basis(second_moment: Tensor, *, is_left: bool) -> None:

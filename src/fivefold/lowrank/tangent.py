@@ -25,20 +25,26 @@ class Factors(NamedTuple):
 
 
 class Point(NamedTuple):
-    """W = U core V^T with orthonormal U and V, and what leads from its factors' gradients to G V and G^T U."""
+    """W = U core V^T with orthonormal U and V, by QR of its factors: left = U R_left and right^T = V R_right."""
 
     left_basis: Tensor
     """U [..., m, r]."""
+    left_triangle: Tensor
+    """R_left [..., r, r]."""
     right_basis: Tensor
     """V [..., n, r]."""
-    core: Tensor
-    """[..., r, r], not diagonal."""
-    left_inverse: Tensor
-    """[..., r, r], damped: (left^T G)^T left_inverse = G^T U."""
-    right_inverse: Tensor
-    """[..., r, r], damped: (G right^T) right_inverse = G V."""
-    is_singular: Tensor
-    """[...], whether the damping tells, as a factor is singular or nearly so."""
+    right_triangle: Tensor
+    """R_right [..., r, r]."""
+
+    @property
+    def core(self) -> Tensor:
+        """[..., r, r], not diagonal."""
+        return self.left_triangle @ self.right_triangle.mT
+
+    @property
+    def is_singular(self) -> Tensor:
+        """[...], whether a factor is singular, or so nearly that `DAMPING` tells."""
+        return _is_singular(self.left_triangle) | _is_singular(self.right_triangle)
 
 
 class Tangent(NamedTuple):
@@ -56,18 +62,9 @@ class Tangent(NamedTuple):
         return Tangent(*(factor * part for part in self))
 
 
-def decompose(factors: Factors, damping: float = DAMPING) -> Point:
-    """Orthonormal bases of the column and row space of W, by QR; well defined for singular factors too."""
-    left_basis, left_triangle = torch.linalg.qr(factors.left)
-    right_basis, right_triangle = torch.linalg.qr(factors.right.mT)
-    return Point(
-        left_basis,
-        right_basis,
-        left_triangle @ right_triangle.mT,
-        damped_inverse(left_triangle, damping),
-        damped_inverse(right_triangle, damping),
-        _is_singular(left_triangle, damping) | _is_singular(right_triangle, damping),
-    )
+def decompose(factors: Factors) -> Point:
+    """Orthonormal bases of the column and row space of W; well defined for singular factors too."""
+    return Point(*torch.linalg.qr(factors.left), *torch.linalg.qr(factors.right.mT))
 
 
 def damped_inverse(triangle: Tensor, damping: float) -> Tensor:
@@ -88,7 +85,7 @@ def damped_inverse(triangle: Tensor, damping: float) -> Tensor:
     return orthogonal[..., : triangle.shape[-1], :] @ torch.linalg.solve_triangular(upper, identity, upper=True).mT
 
 
-def project(point: Point, gradient: Factors) -> Tangent:
+def project(point: Point, gradient: Factors, damping: float = DAMPING) -> Tangent:
     """The tangent vector nearest to G: U U^T G + G V V^T - U U^T G V V^T, from the factors' gradients alone.
 
     Differs: LORO reads U^T G V off one of the two gradients. Here it is the mean of both readings, which are the same
@@ -96,9 +93,10 @@ def project(point: Point, gradient: Factors) -> Tangent:
 
     Args:
         gradient: (G right^T, left^T G).
+        damping: of the solves that lead from these to G V and G^T U, see `damped_inverse`.
     """
-    grad_v = gradient.left @ point.right_inverse  # G V
-    grad_u = gradient.right.mT @ point.left_inverse  # G^T U
+    grad_v = gradient.left @ damped_inverse(point.right_triangle, damping)  # G V
+    grad_u = gradient.right.mT @ damped_inverse(point.left_triangle, damping)  # G^T U
     inner_v, inner_u = point.left_basis.mT @ grad_v, grad_u.mT @ point.right_basis
     outer_left = grad_v - point.left_basis @ inner_v
     return Tangent((inner_v + inner_u) / 2, outer_left, grad_u - point.right_basis @ inner_u.mT)
@@ -159,7 +157,7 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, torch.where(finite.squeeze(-1), values, torch.nan), right
 
 
-def _is_singular(triangle: Tensor, damping: float) -> Tensor:
+def _is_singular(triangle: Tensor) -> Tensor:
     # The smallest diagonal entry of R is an upper bound of its smallest singular value.
     smallest = triangle.diagonal(dim1=-2, dim2=-1).abs().amin(-1)
-    return ~(smallest > damping * torch.linalg.matrix_norm(triangle))
+    return ~(smallest > DAMPING * torch.linalg.matrix_norm(triangle))

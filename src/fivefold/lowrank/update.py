@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fivefold.lowrank.polar import polar
-from fivefold.lowrank.tangent import Factors, Point, project, truncate
+from fivefold.lowrank.tangent import DAMPING, Factors, Point, project, truncate
 
 
 def lazy_step(factors: Factors, direction: Factors, lr: float, weight_decay: float = 0.0) -> Factors:
@@ -20,7 +20,9 @@ def lazy_step(factors: Factors, direction: Factors, lr: float, weight_decay: flo
     return Factors(*(keep * factor - lr * move for factor, move in zip(factors, direction, strict=True)))
 
 
-def exact_step(point: Point, direction: Factors, lr: float, weight_decay: float = 0.0) -> Factors:
+def exact_step(
+    point: Point, direction: Factors, lr: float, weight_decay: float = 0.0, damping: float = DAMPING
+) -> Factors:
     """The best rank-r approximation of W - lr P(G), where P projects onto the tangent space at W.
 
     Source: LORO, eq. 10 and Algorithm 1.
@@ -30,8 +32,9 @@ def exact_step(point: Point, direction: Factors, lr: float, weight_decay: float 
     Args:
         point: where the factors stand, from `tangent.decompose`.
         direction: (G right^T, left^T G), or Adam's version of them.
+        damping: see `tangent.project`.
     """
-    return truncate(point, project(point, direction).times(lr), keep=(1 - lr * weight_decay) ** 2)
+    return truncate(point, project(point, direction, damping).times(lr), keep=(1 - lr * weight_decay) ** 2)
 
 
 def spectron_step(

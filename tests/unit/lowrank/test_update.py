@@ -32,7 +32,7 @@ def exact_gap(factors: Factors, damping: float, bases: tuple[Tensor, Tensor], se
     gradient = normal(seed + 1000, *weight.shape)
     projected = projection(*bases, gradient)
     lr = float(0.3 * weight.norm() / projected.norm())
-    new = exact_step(decompose(factors, damping), gradients(factors, gradient), lr, decay)
+    new = exact_step(decompose(factors), gradients(factors, gradient), lr, decay, damping=damping)
     expected = best_approximation((1 - lr * decay) ** 2 * weight - lr * projected, rank)
     return float((product(new) - expected).norm() / expected.norm())
 
