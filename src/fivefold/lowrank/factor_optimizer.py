@@ -59,7 +59,7 @@ class FactorOptimizer(torch.optim.Optimizer, ABC):
             if group["factors"]:
                 self._step_factors(group)
             else:
-                self._adamw(group["params"], group, group["lr"])
+                self._adamw(group["params"], group)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -89,10 +89,12 @@ class FactorOptimizer(torch.optim.Optimizer, ABC):
     def _step_factors(self, group: dict[str, Any]) -> None:
         """Step all pairs of a group that have gradients."""
 
-    def _adamw(self, params: Sequence[Tensor], group: dict[str, Any], lr: float) -> None:
+    def _adamw(self, params: Sequence[Tensor], group: dict[str, Any], lr_scale: float = 1.0) -> None:
         params = [param for param in params if param.grad is not None]
         grads = [param.grad for param in params if param.grad is not None]
-        adamw_step(params, grads, [self.state[param] for param in params], group | {"lr": lr})
+        # The kernel decays by lr weight_decay, and lr_scale is of the step alone.
+        scaled = {"lr": group["lr"] * lr_scale, "weight_decay": group["weight_decay"] / lr_scale}
+        adamw_step(params, grads, [self.state[param] for param in params], group | scaled)
 
     def _state(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
         """The state of this name of each parameter, zero at first."""

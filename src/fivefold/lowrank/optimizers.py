@@ -21,15 +21,16 @@ class LOROAdamW(FactorOptimizer):
 
     Source: Mo, Huang and Pan, "Parameter and Memory Efficient Pretraining via Low-rank Riemannian Optimization" (ICLR
     2025), Algorithm 1.
-    Differs: `step()` is the standard one and counts by itself; weight decay is honoured in both kinds of step; solves
-    are damped, so that singular factors neither crash nor blow up; pairs of one shape go through the linear algebra
-    together, divided among the processes of a `torch.distributed` group.
+    Differs: `step()` is the standard one and counts by itself; weight decay is honoured in both kinds of step, and
+    follows lr alone in both; solves are damped, so that singular factors neither crash nor blow up; pairs of one shape
+    go through the linear algebra together, divided among the processes of a `torch.distributed` group.
 
     Args:
-        params: groups of parameters, see `factor_groups`; those of factors may bring an `lr_scale`.
+        params: groups of parameters, see `factor_groups`; those of factors may bring an `lr_scale`, which multiplies
+            their lazy steps.
         lr, betas, eps, weight_decay: as in AdamW.
         loro_type: what every `loro_freq`-th update is: loro the exact step; rebalance a lazy step like the others and
-            then balanced factors of the same W; eucl nothing but a lazy step.
+            then balanced factors of the same W; eucl nothing: all updates are plain AdamW, without `lr_scale`.
         loro_freq: updates from one such step to the next.
         refresh: whose Adam state is wiped every `refresh_freq` updates: reg (what is not factored), lrk (factors), all.
             With momentum tangent the factors' state is not wiped: their first moments stay, and their second moments
@@ -107,20 +108,21 @@ class LOROAdamW(FactorOptimizer):
         return self.state[group["params"][0]].get("updates", 0)
 
     def _step_factors(self, group: dict[str, Any]) -> None:
-        is_special = group["loro_type"] != "eucl" and (1 + self._updates(group)) % group["loro_freq"] == 0
-        lazy_lr = group["lr"] * group["lr_scale"]
-        if not is_special:
-            self._adamw(group["params"], group, lazy_lr)
+        if group["loro_type"] == "eucl":
+            self._adamw(group["params"], group)
             return
-        exact_lr = lazy_lr if group["scale_exact"] else group["lr"]
+        if (1 + self._updates(group)) % group["loro_freq"]:
+            self._adamw(group["params"], group, group["lr_scale"])
+            return
         for stack in stacks(group["params"]):
             old, direction = stack.factors(), self._direction(stack, group)
             if group["loro_type"] == "rebalance":
-                old = self._write(stack, old, lazy_step(old, direction, lazy_lr, group["weight_decay"]))
+                moved = lazy_step(old, direction, group["lr"], group["weight_decay"], group["lr_scale"])
+                old = self._write(stack, old, moved)
             is_carried = group["momentum"] == "tangent"
             average = self._averages("exp_avg", stack) if is_carried else ()
-            move = partial(_change_basis, group=group, lr=exact_lr)
-            left, right, is_singular, *average = divided(move, *old, *direction, *average)
+            change = partial(_change_basis, group=group)
+            left, right, is_singular, *average = divided(change, *old, *direction, *average)
             self._write(stack, old, Factors(left, right), is_singular.bool())
             if is_carried:
                 self._keep("exp_avg", stack, Factors(*average))
@@ -150,12 +152,15 @@ class LOROAdamW(FactorOptimizer):
                     state[name].zero_()
 
 
-def _change_basis(*stack: Tensor, group: dict[str, Any], lr: float) -> tuple[Tensor, ...]:
+def _change_basis(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
     """From factors, directions and perhaps first moments to new factors, what was singular, and moments to match."""
     old, direction = Factors(*stack[:2]), Factors(*stack[2:4])
     point, damping = decompose(old), group["damping"]
-    is_exact = group["loro_type"] == "loro"
-    new = exact_step(point, direction, lr, group["weight_decay"], damping) if is_exact else balance(point)
+    if group["loro_type"] == "rebalance":
+        new = balance(point)
+    else:
+        lr_scale = group["lr_scale"] if group["scale_exact"] else 1.0
+        new = exact_step(point, direction, group["lr"], group["weight_decay"], lr_scale, damping)
     if len(stack) == 4:
         return *new, point.is_singular.to(torch.uint8)
     # Moments hold raw gradients, which need no more damping than rounding does.

@@ -123,7 +123,10 @@ def test_lazy_updates_are_torchs_adamw(kind, lr_scale, weight_decay):
     settings = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": weight_decay}
     lazy = {"loro_type": "eucl"} if kind == "eucl" else {"loro_freq": 1000, "momentum": kind}
     optimizer = LOROAdamW(ours.groups(lr_scale=lr_scale), **settings, **lazy)
-    adamw = torch.optim.AdamW(theirs.groups(lr=1e-2 * lr_scale), **settings, fused=True)
+    # Decay, lr weight_decay, is not scaled; nor is anything in eucl.
+    scale = 1.0 if kind == "eucl" else lr_scale
+    groups = theirs.groups(lr=1e-2 * scale, weight_decay=weight_decay / scale)
+    adamw = torch.optim.AdamW(groups, **settings, fused=True)
     train(ours, optimizer, range(20))
     train(theirs, adamw, range(20))
     assert all(map(torch.equal, ours.all, theirs.all))
@@ -165,7 +168,7 @@ def test_special_updates_are_the_dense_formula(loro_type, momentum, scale_exact)
         give_gradients(params, step)
         directions = [each.direction(param.grad) for each, param in zip(moments, params.factors, strict=True)]
         lazy = [
-            (1 - lazy_lr * decay) * param.detach() - lazy_lr * move
+            (1 - lr * decay) * param.detach() - lazy_lr * move
             for param, move in zip(params.factors, directions, strict=True)
         ]
         is_special = step in (1, 3)
@@ -175,7 +178,7 @@ def test_special_updates_are_the_dense_formula(loro_type, momentum, scale_exact)
             sides = slice(2 * index, 2 * index + 2)
             expected = lazy[2 * index] @ lazy[2 * index + 1]
             if is_special and loro_type == "loro":
-                moved = (1 - exact_lr * decay) ** 2 * old[2 * index] @ old[2 * index + 1]
+                moved = (1 - lr * decay) ** 2 * old[2 * index] @ old[2 * index + 1]
                 moved = moved - exact_lr * dense_tangent(*old[sides], *directions[sides])
                 expected = best_approximation(moved, left.shape[1])
             torch.testing.assert_close(left @ right, expected, **CLOSE)
@@ -187,6 +190,23 @@ def test_special_updates_are_the_dense_formula(loro_type, momentum, scale_exact)
             torch.testing.assert_close(optimizer.state[param]["exp_avg"], each.first, **CLOSE)
             torch.testing.assert_close(optimizer.state[param]["exp_avg_sq"], each.second, **CLOSE)
     assert optimizer.num_recovered() == 0
+
+
+@pytest.mark.parametrize("scale_exact", [False, True])
+@pytest.mark.parametrize("loro_type", ["loro", "rebalance", "eucl"])
+def test_without_gradient_all_updates_shrink_a_product_alike_whatever_lr_scale_is(loro_type, scale_exact):
+    params = parameters(torch.float64)
+    optimizer = LOROAdamW(
+        params.groups(lr_scale=0.1), lr=0.05, weight_decay=0.4, loro_type=loro_type, loro_freq=3,
+        scale_exact=scale_exact,
+    )  # fmt: skip
+    for _ in range(6):
+        before = [left.detach() @ right.detach() for left, right in params.pairs]
+        for param in params.all:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        for (left, right), was in zip(params.pairs, before, strict=True):
+            torch.testing.assert_close(left @ right, (1 - 0.05 * 0.4) ** 2 * was, **CLOSE)
 
 
 @pytest.mark.parametrize("loro_type", ["loro", "rebalance"])
