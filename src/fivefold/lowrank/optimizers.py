@@ -181,8 +181,9 @@ class LOROMuon(FactorOptimizer):
     """Muon on the manifold of fixed-rank matrices: `manifold_muon_step` on each pair, at each update.
 
     The momentum is an average of raw gradients, kept as the pair (X right^T, left^T X) at the present factors and
-    carried along by projection when these move. `lr` is in Adam's scale: the update of a matrix of full rank would have
-    an RMS of 0.2 lr.
+    carried along by projection when these move. Pairs of one shape are stepped together, divided among the processes of
+    a `torch.distributed` group. `lr` is in Adam's scale: the update of a matrix of full rank would have an RMS of
+    0.2 lr.
 
     Args:
         params: groups of parameters, see `factor_groups`.
@@ -211,15 +212,23 @@ class LOROMuon(FactorOptimizer):
             old, gradient = stack.factors(), stack.gradients()
             momentum = blend(self._averages("momentum", stack), gradient, group["beta"])
             ahead = blend(momentum, gradient, group["beta"])
-            new, carried, is_singular = manifold_muon_step(old, momentum, ahead, group["lr"], group["weight_decay"])
-            self._write(stack, old, new, is_singular)
-            self._keep("momentum", stack, carried)
+            left, right, is_singular, *carried = divided(partial(_muon, group=group), *old, *momentum, *ahead)
+            self._write(stack, old, Factors(left, right), is_singular.bool())
+            self._keep("momentum", stack, Factors(*carried))
+
+
+def _muon(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+    """From factors, momentum and look ahead to new factors, what was singular, and the momentum carried along."""
+    old, momentum, ahead = map(Factors, stack[::2], stack[1::2])
+    new, carried, is_singular = manifold_muon_step(old, momentum, ahead, group["lr"], group["weight_decay"])
+    return *new, is_singular.to(torch.uint8), *carried
 
 
 class Spectron(FactorOptimizer):
     """Spectron: orthogonalised momentum on each factor, its step bounded by the factors' spectral norms.
 
-    Source: Janson, Oyallon and Belilovsky, arXiv:2602.12429; the step itself is `update.spectron_step`.
+    Source: Janson, Oyallon and Belilovsky, arXiv:2602.12429; the step itself is `update.spectron_step`, divided among
+    processes as LOROMuon's is.
 
     Args:
         params: groups of parameters, see `factor_groups`.
@@ -247,9 +256,9 @@ class Spectron(FactorOptimizer):
         for stack in stacks(group["params"]):
             old = stack.factors()
             momentum = blend(self._averages("momentum", stack), stack.gradients(), group["beta"])
-            probes = Factors(*(stacked(self._probes(side)).unsqueeze(-1) for side in stack.sides))
-            new, probes = spectron_step(old, momentum, group["lr"], probes, group["weight_decay"])
-            self._write(stack, old, new)
+            probes = [stacked(self._probes(side)).unsqueeze(-1) for side in stack.sides]
+            left, right, *probes = divided(partial(_spectron, group=group), *old, *momentum, *probes)
+            self._write(stack, old, Factors(left, right))
             self._keep("momentum", stack, momentum)
             for side, probe in zip(stack.sides, probes, strict=True):
                 spread(self._probes(side), probe.squeeze(-1))
@@ -259,6 +268,13 @@ class Spectron(FactorOptimizer):
             rank = min(param.shape)
             self.state[param].setdefault("probe", param.new_full((rank,), rank**-0.5))
         return [self.state[param]["probe"] for param in side]
+
+
+def _spectron(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+    """From factors, momentum and probes to new factors and probes."""
+    old, momentum, probes = map(Factors, stack[::2], stack[1::2])
+    new, probes = spectron_step(old, momentum, group["lr"], probes, group["weight_decay"])
+    return *new, *probes
 
 
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:
