@@ -108,11 +108,9 @@ class LOROAdamW(FactorOptimizer):
         return self.state[group["params"][0]].get("updates", 0)
 
     def _step_factors(self, group: dict[str, Any]) -> None:
-        if group["loro_type"] == "eucl":
-            self._adamw(group["params"], group)
-            return
-        if (1 + self._updates(group)) % group["loro_freq"]:
-            self._adamw(group["params"], group, group["lr_scale"])
+        is_eucl = group["loro_type"] == "eucl"
+        if is_eucl or (1 + self._updates(group)) % group["loro_freq"]:
+            self._adamw(self._finite_pairs(group["params"]), group, 1.0 if is_eucl else group["lr_scale"])
             return
         for stack in stacks(group["params"]):
             old, direction = stack.factors(), self._direction(stack, group)

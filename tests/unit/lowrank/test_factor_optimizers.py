@@ -346,6 +346,31 @@ def test_the_state_of_another_model_is_refused(build_optimizer, pairs):
         build_optimizer(own.groups()).load_state_dict(saved.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("saved", "own", "sentence"),
+    [
+        (LOROAdamW, LOROMuon, "says nothing of beta, which LOROMuon needs"),
+        (LOROAdamW, Spectron, "says nothing of beta, which Spectron needs"),
+        (LOROMuon, LOROAdamW, "says nothing of damping, loro_freq, .*, which LOROAdamW needs"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(saved, own, sentence):
+    params = parameters()
+    optimizer = saved(params.groups())
+    train(params, optimizer, range(2))
+    with pytest.raises(CheckpointError, match=sentence):
+        own(params.groups()).load_state_dict(through_a_file(optimizer.state_dict()))
+
+
+def test_a_schedule_may_come_before_or_after_the_state():
+    """It leaves a key of its own in the groups."""
+    params = parameters()
+    plain, scheduled = LOROMuon(params.groups()), LOROMuon(params.groups())
+    torch.optim.lr_scheduler.LambdaLR(scheduled, lambda step: 1.0)
+    for saved, own in ((plain, scheduled), (scheduled, plain)):
+        own.load_state_dict(through_a_file(saved.state_dict()))
+
+
 @by_optimizer
 @pytest.mark.parametrize(
     ("shapes", "sentence"),
@@ -580,6 +605,35 @@ def test_a_gradient_that_is_not_finite_stops_its_own_pair_only(name, bad):
     assert all(map(torch.equal, dirty.factors[:2], before))
     assert all(map(torch.equal, dirty.factors[2:], clean.factors[2:]))
     assert [optimizer.num_recovered() for optimizer in optimizers] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "kind", [{"loro_freq": 1000}, {"loro_freq": 1000, "momentum": "tangent"}, {"loro_type": "eucl"}]
+)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -1e30])
+@pytest.mark.parametrize("index", [2, 5])
+def test_a_lazy_update_with_a_gradient_that_is_not_finite_is_none_for_its_pair(index, bad, kind):
+    """Neither in weights nor in moments nor in their count; 1e30 would make a second moment infinite."""
+    dirty, without = parameters(), parameters()
+    optimizers = [
+        LOROAdamW(params.groups(lr_scale=0.5), lr=1e-2, weight_decay=0.1, **kind) for params in (dirty, without)
+    ]
+    for step in range(6):
+        for params in (dirty, without):
+            give_gradients(params, step)
+        if step in (0, 3):
+            dirty.factors[index].grad[1, 1] = bad
+            for param in without.pairs[index // 2]:
+                param.grad = None
+        for optimizer in optimizers:
+            optimizer.step()
+        assert [optimizer.num_recovered() for optimizer in optimizers] == [int(step in (0, 3)), 0]
+    for got, expected in zip(dirty.all, without.all, strict=True):
+        assert torch.equal(got, expected)
+        states = optimizers[0].state[got], optimizers[1].state[expected]
+        assert all(
+            torch.equal(torch.as_tensor(states[0][name]), torch.as_tensor(states[1][name])) for name in states[0]
+        )
 
 
 @pytest.mark.parametrize("name", ["muon", "spectron"])
