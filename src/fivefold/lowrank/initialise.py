@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fivefold.errors import ModelError
 from fivefold.lowrank.settings import INITS
+from fivefold.lowrank.tangent import balanced_factors
 from fivefold.nn.low_rank import LowRankLinear
 
 
@@ -65,28 +66,6 @@ def initialise_factors(
         raise ModelError(f"the init {init!r} makes both factors zero, and such a layer never learns.")
     left.copy_(factors[0])
     right.copy_(factors[1])
-
-
-def balanced_factors(left_vectors: Tensor, values: Tensor, right_vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """U S V^T to the factors U S^1/2 and S^1/2 V^T, equally large in every direction.
-
-    A direction whose singular value is zero would be zero in both factors and get no gradient, ever: its row in the
-    right factor is made as large as that of the smallest nonzero direction, its column in the left one stays zero, and
-    so does its part of the product.
-
-    Args:
-        left_vectors: U [out, k].
-        values: S [k], 0 and above.
-        right_vectors: V [in, k].
-
-    Returns:
-        (left, right): [out, k] and [k, in].
-    """
-    noise = values.max() * max(len(left_vectors), len(right_vectors)) * torch.finfo(values.dtype).eps
-    is_zero = values <= noise
-    smallest = torch.ones_like(noise) if is_zero.all() else values[~is_zero].min()
-    right_lengths = values.where(~is_zero, smallest).sqrt()
-    return left_vectors * (values / right_lengths), (right_vectors * right_lengths).T
 
 
 def _scales(layer: LowRankLinear, dense: nn.Linear | None, init: str, initializer_range: float) -> tuple[float, float]:

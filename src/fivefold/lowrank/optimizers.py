@@ -225,6 +225,8 @@ def _muon(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
 class Spectron(FactorOptimizer):
     """Spectron: orthogonalised momentum on each factor, its step bounded by the factors' spectral norms.
 
+    Nothing recovers a direction that both factors have lost, as neither gets a gradient there; a pair with such a zero
+    column and zero row is counted at each update.
     Source: Janson, Oyallon and Belilovsky, arXiv:2602.12429; the step itself is `update.spectron_step`, divided among
     processes as LOROMuon's is.
 
@@ -256,7 +258,8 @@ class Spectron(FactorOptimizer):
             momentum = blend(self._averages("momentum", stack), stack.gradients(), group["beta"])
             probes = [stacked(self._probes(side)).unsqueeze(-1) for side in stack.sides]
             left, right, *probes = divided(partial(_spectron, group=group), *old, *momentum, *probes)
-            self._write(stack, old, Factors(left, right))
+            is_lost = ~(old.left.any(-2) | old.right.any(-1))
+            self._write(stack, old, Factors(left, right), is_lost.any(-1))
             self._keep("momentum", stack, momentum)
             for side, probe in zip(stack.sides, probes, strict=True):
                 spread(self._probes(side), probe.squeeze(-1))

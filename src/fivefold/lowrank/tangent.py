@@ -124,12 +124,13 @@ def truncate(point: Point, step: Tangent, keep: float = 1.0) -> Factors:
     Source: LORO (Mo, Huang and Pan, ICLR 2025), eq. 10.
 
     Returns:
-        Balanced factors: left^T left = right right^T, diagonal.
+        Balanced factors, see `balanced_factors`.
     """
-    rank = point.core.shape[-1]
+    core = point.core
+    rank = core.shape[-1]
     rest_left, triangle_left = torch.linalg.qr(step.outer_left)
     rest_right, triangle_right = torch.linalg.qr(step.outer_right)
-    upper = torch.cat([keep * point.core - step.inner, -triangle_right.mT], -1)
+    upper = torch.cat([keep * core - step.inner, -triangle_right.mT], -1)
     lower = torch.cat(
         [-triangle_left, triangle_left.new_zeros(*triangle_left.shape[:-1], triangle_right.shape[-2])], -1
     )
@@ -137,17 +138,48 @@ def truncate(point: Point, step: Tangent, keep: float = 1.0) -> Factors:
     root = values[..., None, :rank].sqrt()
     left = torch.cat([point.left_basis, rest_left], -1) @ (turn_left[..., :rank] * root)
     right = torch.cat([point.right_basis, rest_right], -1) @ (turn_right.mT[..., :rank] * root)
-    return Factors(left, right.mT)
+    new = Factors(left, right.mT)
+    has_zero = _are_zero(values[..., :rank], 2 * rank).any(-1)
+    if has_zero.any():
+        # Where a step has fewer than r directions, the rest of its basis is not orthogonal to U or V.
+        refilled = balance(decompose(new))
+        new = Factors(*(torch.where(has_zero[..., None, None], *each) for each in zip(refilled, new, strict=True)))
+    return new
 
 
 def balance(point: Point) -> Factors:
-    """The same W in balanced factors: left^T left = right right^T, diagonal.
+    """The same W in balanced factors, see `balanced_factors`.
 
     Source: the half of LORO's retraction that moves no weight; arXiv:2505.22922 joins it with momentum restarts.
     """
     turn_left, values, turn_right = _svd(point.core)
-    root = values[..., None, :].sqrt()
-    return Factors(point.left_basis @ (turn_left * root), (point.right_basis @ (turn_right.mT * root)).mT)
+    inner = balanced_factors(turn_left, values, turn_right.mT)
+    return Factors(point.left_basis @ inner.left, (point.right_basis @ inner.right.mT).mT)
+
+
+def balanced_factors(left_vectors: Tensor, values: Tensor, right_vectors: Tensor) -> Factors:
+    """U S V^T to the factors U S^1/2 and S^1/2 V^T: left^T left = right right^T, diagonal.
+
+    A direction whose singular value is zero would be zero in both factors and get no gradient, ever: its row in the
+    right factor is made as large as that of the smallest nonzero direction, its column in the left one stays zero, and
+    so does its part of the product.
+
+    Args:
+        left_vectors: U [..., m, k].
+        values: S [..., k], 0 and above; what is below the rounding errors of the largest counts as zero.
+        right_vectors: V [..., n, k].
+    """
+    are_zero = _are_zero(values, max(left_vectors.shape[-2], right_vectors.shape[-2]))
+    smallest = values.masked_fill(are_zero, torch.inf).amin(-1, keepdim=True)
+    smallest = smallest.masked_fill(smallest.isinf(), 1.0)  # where all of them are zero
+    right_lengths = torch.where(are_zero, smallest, values).sqrt()[..., None, :]
+    return Factors(left_vectors * (values[..., None, :] / right_lengths), (right_vectors * right_lengths).mT)
+
+
+def _are_zero(values: Tensor, size: int) -> Tensor:
+    # The usual size * eps would take directions for zero that are not: those that should be zero came out at a third of
+    # this at most, for sizes from 8 to 1376.
+    return values <= size**0.5 * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -578,6 +578,38 @@ def test_loro_muon_leaves_even_zero():
     assert not any(recovered[5:])
 
 
+@pytest.mark.parametrize("name", ["exact", "exact each tenth", "tangent", "rebalance"])
+def test_loro_leaves_even_zero_after_its_second_special_update(name):
+    """The first one gives right its rows, and thereby left a gradient."""
+    gap, recovered = Problem("0.0").solve(SOLVERS[name], 400)
+    assert gap < 0.01
+    special = recovered if name == "exact" else recovered[9::10]
+    assert special[0] == 1
+    assert not any(special[2:])
+
+
+@pytest.mark.parametrize("loro_type", ["loro", "rebalance"])
+def test_directions_that_both_factors_have_lost_come_back(loro_type):
+    problem = Problem("random")
+    for side, dim in zip(problem.pair, (1, 0), strict=True):
+        side.data.index_fill_(dim, torch.tensor([0, 2]), 0.0)
+    gap, _ = problem.solve(partial(LOROAdamW, lr=0.1, loro_freq=10, loro_type=loro_type), 300)
+    assert gap < 0.01
+
+
+def test_spectron_counts_pairs_with_directions_that_both_factors_have_lost_at_each_update():
+    params = parameters()
+    for param in params.factors[:2]:
+        param.data.zero_()
+    params.factors[3].data[1] = 0  # right alone
+    params.factors[4].data[:, 1] = 0
+    params.factors[5].data[1] = 0
+    optimizer = Spectron(params.groups())
+    for step in range(2):
+        train(params, optimizer, range(step, step + 1))
+        assert optimizer.num_recovered() == 2
+
+
 @pytest.mark.parametrize("build_optimizer", [LOROAdamW, partial(LOROAdamW, momentum="tangent"), LOROMuon])
 def test_singular_pairs_are_counted_one_by_one_and_once(build_optimizer):
     params = parameters()

@@ -255,6 +255,26 @@ def test_singular_factors_move_and_balance_to_finite_ones(kind, dtype):
         torch.testing.assert_close(product(still), product(factors), **close)
 
 
+@pytest.mark.parametrize(("kind", "num_alive"), [("dead", 2), ("constant", 1), ("zero", 0), ("zero left", 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_that_are_zero_get_a_row_in_right_alone(kind, num_alive, dtype):
+    """As large as that of the smallest other direction, orthogonal to all; 1 where there is no other."""
+    fine = Factors(*(side.to(dtype) for side in random_pair(9, 7, 4)))
+    factors = Factors(*map(torch.stack, zip(fine, SINGULAR[kind](fine), strict=True)))
+    point = decompose(factors)
+    no_step = project(point, Factors(*map(torch.zeros_like, factors)))
+    close = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 1e-6}
+    for new in (balance(point), truncate(point, no_step)):
+        torch.testing.assert_close(product(new), product(factors), **close)
+        grams = [side.double() for side in (new.left.mT @ new.left, new.right @ new.right.mT)]
+        torch.testing.assert_close(grams[0][0], grams[1][0], **close)
+        lengths = grams[0][1].diagonal().clone()
+        assert (lengths[:num_alive] > 1e-3).all()
+        assert not (lengths[num_alive:] > close["atol"]).any()
+        lengths[num_alive:] = lengths[num_alive - 1] if num_alive else 1
+        torch.testing.assert_close(grams[1][1], lengths.diag(), **close)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("where", ["factor", "gradient"])
 def test_what_is_not_finite_stays_in_its_pair(bad, where):
