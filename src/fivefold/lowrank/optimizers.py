@@ -38,9 +38,7 @@ class LOROAdamW(FactorOptimizer):
         momentum: what becomes of the factors' first moments when the factors change their basis: factor leaves them as
             they are, as the reference does; tangent carries them over.
         scale_exact: `lr_scale` holds for exact steps too, not for lazy ones alone as published.
-        damping: of exact steps, see `tangent.damped_inverse`; more than the mathematics needs, because Adam makes every
-            entry of a direction about 1, also where a thin factor divides it. First moments are carried over with
-            `tangent.DAMPING` at most, and what counts as singular is what that one tells.
+        damping: of exact steps, see `tangent.damped_inverse`; first moments are carried over with the default at most.
 
     Raises:
         ConfigError: a frequency below 1, a refresh without its frequency, tangent momentum of factors whose basis never
@@ -61,7 +59,7 @@ class LOROAdamW(FactorOptimizer):
         refresh_freq: int = 0,
         momentum: Literal["factor", "tangent"] = "factor",
         scale_exact: bool = False,
-        damping: float = 1e-2,
+        damping: float = DAMPING,
     ) -> None:
         if loro_freq < 1:
             raise ConfigError(f"loro_freq is {loro_freq}, but it must be 1 (every update) or above.")
