@@ -13,8 +13,8 @@ from fivefold.lowrank.convert import (
     plain_factors,
     seeded_generator,
 )
-from fivefold.lowrank.initialise import balanced_factors
 from fivefold.lowrank.spectrum import factored_svd
+from fivefold.lowrank.tangent import balanced_factors
 from fivefold.lowrank.targets import kind_of, name_patterns
 
 

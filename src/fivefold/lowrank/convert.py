@@ -73,7 +73,8 @@ def convert(
         scope: attention and feed-forward layers, or one of the two.
         attn_rank: of attention projections, capped at each matrix's smaller side.
         mlp_rank: of feed-forward layers, likewise.
-        init: as `initialise_factors` has them.
+        init: as `initialise_factors` has them; auto takes the configuration's initializer_range, and where it has none,
+            as T5's, the variance of each dense layer.
         attn_targets: `fnmatch` patterns of full module names, for models whose layers are not known by name.
         mlp_targets: likewise.
         seed: with a layer's place in the row, all that its random numbers depend on.
@@ -89,7 +90,7 @@ def convert(
     asked = {name: attn_rank if kind == "attn" else mlp_rank for name, kind in kinds.items()}
     ranks = {name: min(asked[name], *layer.weight.shape) for name, layer in dense.items()}
     factored = empty_factors(dense, ranks)
-    initializer_range = getattr(model.config, "initializer_range", None) or 0.02
+    initializer_range = getattr(model.config, "initializer_range", None)
     for index, (name, layer) in enumerate(factored.items()):
         if layer.left.weight.is_meta:
             continue

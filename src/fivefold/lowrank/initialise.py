@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fivefold.errors import ModelError
 from fivefold.lowrank.settings import INITS
+from fivefold.lowrank.tangent import balanced_factors
 from fivefold.nn.low_rank import LowRankLinear
 
 
@@ -16,7 +17,7 @@ def initialise_factors(
     dense: nn.Linear | None,
     init: str,
     *,
-    initializer_range: float = 0.02,
+    initializer_range: float | None = None,
     generator: torch.Generator,
 ) -> None:
     """Write a layer's factors B [out, rank] and A [rank, in]; the bias is left alone.
@@ -27,7 +28,7 @@ def initialise_factors(
     | --- | --- | --- |
     | xavier | normal, variance 2/(m+r) and 2/(n+r) | 4r / ((m+r)(n+r)) |
     | xavorth | orthonormal columns and rows, times the deviations of xavier | |
-    | auto | normal, equal deviations | initializer_range^2 |
+    | auto | normal, equal deviations | initializer_range^2; as dense where there is none |
     | kaiming | normal, variance 2/r each | 4/r |
     | orth | orthonormal columns and rows | r / (mn) |
     | randn_X, const_X | normal of deviation X; everywhere X | r X^4; 0 |
@@ -36,13 +37,14 @@ def initialise_factors(
 
     Source: Mo, Huang and Pan, Parameter and Memory Efficient Pretraining via Low-rank Riemannian Optimization (ICLR
         2025), the first six rows as their code has them; spectral: Khodak et al. 2021 (arXiv 2105.01029).
-    Differs: orthonormal factors are so for bfloat16 weights too, where the published code drops them.
+    Differs: orthonormal factors are so for bfloat16 weights too, where the published code drops them; auto is there for
+        models without an initializer_range too, such as T5.
 
     Args:
         layer: overwritten; its rank at most min(in, out).
-        dense: the layer it stands for; only dense and spectral look at it.
+        dense: the layer it stands for; only dense, spectral and auto without initializer_range look at it.
         init: a name from the table.
-        initializer_range: deviation of a dense weight, for auto.
+        initializer_range: deviation of a fresh dense weight, for auto; None for a model whose layers differ in it.
         generator: the only source of randomness; numbers are drawn in float32 on its device, whatever the layer's.
 
     Raises:
@@ -67,35 +69,15 @@ def initialise_factors(
     right.copy_(factors[1])
 
 
-def balanced_factors(left_vectors: Tensor, values: Tensor, right_vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """U S V^T to the factors U S^1/2 and S^1/2 V^T, equally large in every direction.
-
-    A direction whose singular value is zero would be zero in both factors and get no gradient, ever: its row in the
-    right factor is made as large as that of the smallest nonzero direction, its column in the left one stays zero, and
-    so does its part of the product.
-
-    Args:
-        left_vectors: U [out, k].
-        values: S [k], 0 and above.
-        right_vectors: V [in, k].
-
-    Returns:
-        (left, right): [out, k] and [k, in].
-    """
-    noise = values.max() * max(len(left_vectors), len(right_vectors)) * torch.finfo(values.dtype).eps
-    is_zero = values <= noise
-    smallest = torch.ones_like(noise) if is_zero.all() else values[~is_zero].min()
-    right_lengths = values.where(~is_zero, smallest).sqrt()
-    return left_vectors * (values / right_lengths), (right_vectors * right_lengths).T
-
-
-def _scales(layer: LowRankLinear, dense: nn.Linear | None, init: str, initializer_range: float) -> tuple[float, float]:
+def _scales(
+    layer: LowRankLinear, dense: nn.Linear | None, init: str, initializer_range: float | None
+) -> tuple[float, float]:
     """What to multiply the drawn factors by: deviations, lengths of orthonormal columns and rows, or the constant."""
     rank = layer.rank
     match init.split("_"):
         case ["xavier" | "xavorth"]:
             return math.sqrt(2 / (layer.out_features + rank)), math.sqrt(2 / (layer.in_features + rank))
-        case ["auto"]:
+        case ["auto"] if initializer_range is not None:
             scale = (initializer_range**2 / rank) ** 0.25
         case ["kaiming"]:  # the published factors are [features, rank], so that torch takes the rank for the fan-in
             scale = math.sqrt(2 / rank)
@@ -103,7 +85,7 @@ def _scales(layer: LowRankLinear, dense: nn.Linear | None, init: str, initialize
             scale = 1.0
         case ["randn" | "const", number]:
             scale = float(number)
-        case ["dense"]:
+        case ["auto" | "dense"]:
             scale = (_weight(dense, init).var().item() / rank) ** 0.25
         case _:
             raise ModelError(f"there is no init {init!r}, only {', '.join(INITS)}, randn_X, const_X and spectral_X.")
@@ -125,7 +107,7 @@ def _ones(shape: torch.Size, generator: torch.Generator) -> Tensor:
 def _weight(dense: nn.Linear | None, init: str) -> Tensor:
     """[out, in], float32 or wider."""
     if dense is None:
-        raise ModelError(f"the init {init!r} starts from a dense layer, and there is none; use xavier or auto.")
+        raise ModelError(f"the init {init!r} starts from a dense layer, and there is none; use xavier.")
     weight = dense.weight.detach()
     if not weight.isfinite().all():
         raise ModelError(f"the init {init!r} starts from a dense layer, and this one holds NaN or infinite weights.")

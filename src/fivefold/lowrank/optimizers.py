@@ -12,7 +12,7 @@ from fivefold.errors import ConfigError
 from fivefold.lowrank.factor_optimizer import FactorOptimizer, blend
 from fivefold.lowrank.manifold_muon import manifold_muon_step
 from fivefold.lowrank.stacks import Stack, divided, spread, stacked, stacks
-from fivefold.lowrank.tangent import Factors, as_gradient, balance, decompose, project
+from fivefold.lowrank.tangent import DAMPING, Factors, as_gradient, balance, decompose, project
 from fivefold.lowrank.update import exact_step, lazy_step, spectron_step
 
 
@@ -21,26 +21,28 @@ class LOROAdamW(FactorOptimizer):
 
     Source: Mo, Huang and Pan, "Parameter and Memory Efficient Pretraining via Low-rank Riemannian Optimization" (ICLR
     2025), Algorithm 1.
-    Differs: `step()` is the standard one and counts by itself; weight decay is honoured in both kinds of step; solves
-    are damped, so that singular factors neither crash nor blow up; pairs of one shape go through the linear algebra
-    together, divided among the processes of a `torch.distributed` group.
+    Differs: `step()` is the standard one and counts by itself; weight decay is honoured in both kinds of step, and
+    follows lr alone in both; solves are damped, so that singular factors neither crash nor blow up; pairs of one shape
+    go through the linear algebra together, divided among the processes of a `torch.distributed` group.
 
     Args:
-        params: groups of parameters, see `factor_groups`; those of factors may bring an `lr_scale`.
+        params: groups of parameters, see `factor_groups`; those of factors may bring an `lr_scale`, which multiplies
+            their lazy steps.
         lr, betas, eps, weight_decay: as in AdamW.
         loro_type: what every `loro_freq`-th update is: loro the exact step; rebalance a lazy step like the others and
-            then balanced factors of the same W; eucl nothing but a lazy step.
+            then balanced factors of the same W; eucl nothing: all updates are plain AdamW, without `lr_scale`.
         loro_freq: updates from one such step to the next.
         refresh: whose Adam state is wiped every `refresh_freq` updates: reg (what is not factored), lrk (factors), all.
+            With momentum tangent the factors' state is not wiped: their first moments stay, and their second moments
+            become their mean over the rank, which a rotation of the basis leaves alone.
         momentum: what becomes of the factors' first moments when the factors change their basis: factor leaves them as
-            they are, as the reference does; tangent carries them over, and a refresh wipes of their second moments
-            only what belongs to the old basis, see `_forget_basis`.
+            they are, as the reference does; tangent carries them over.
         scale_exact: `lr_scale` holds for exact steps too, not for lazy ones alone as published.
-        damping: see `tangent.damped_inverse`; more than the mathematics needs, because Adam makes every entry of a
-            direction about 1, also where a thin factor divides it.
+        damping: of exact steps, see `tangent.damped_inverse`; first moments are carried over with the default at most.
 
     Raises:
-        ConfigError: a frequency below 1, a refresh without its frequency, or a group of factors that holds no pairs.
+        ConfigError: a frequency below 1, a refresh without its frequency, tangent momentum of factors whose basis never
+            changes (eucl), or a group of factors that holds no pairs.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class LOROAdamW(FactorOptimizer):
         refresh_freq: int = 0,
         momentum: Literal["factor", "tangent"] = "factor",
         scale_exact: bool = False,
-        damping: float = 1e-2,
+        damping: float = DAMPING,
     ) -> None:
         if loro_freq < 1:
             raise ConfigError(f"loro_freq is {loro_freq}, but it must be 1 (every update) or above.")
@@ -65,6 +67,11 @@ class LOROAdamW(FactorOptimizer):
             raise ConfigError(
                 f"loro_refresh {refresh} got loro_refresh_freq {refresh_freq}; give the updates between two refreshes, "
                 "such as 500."
+            )
+        if loro_type == "eucl" and momentum == "tangent":
+            raise ConfigError(
+                "loro_momentum is tangent, but with loro_type eucl the factors never change their basis, so that there "
+                "is nothing to carry over; use loro_type loro or rebalance, or loro_momentum factor."
             )
         super().__init__(
             params,
@@ -99,20 +106,19 @@ class LOROAdamW(FactorOptimizer):
         return self.state[group["params"][0]].get("updates", 0)
 
     def _step_factors(self, group: dict[str, Any]) -> None:
-        is_special = group["loro_type"] != "eucl" and (1 + self._updates(group)) % group["loro_freq"] == 0
-        lazy_lr = group["lr"] * group["lr_scale"]
-        if not is_special:
-            self._adamw(group["params"], group, lazy_lr)
+        is_eucl = group["loro_type"] == "eucl"
+        if is_eucl or (1 + self._updates(group)) % group["loro_freq"]:
+            self._adamw(self._finite_pairs(group["params"]), group, 1.0 if is_eucl else group["lr_scale"])
             return
-        exact_lr = lazy_lr if group["scale_exact"] else group["lr"]
         for stack in stacks(group["params"]):
             old, direction = stack.factors(), self._direction(stack, group)
             if group["loro_type"] == "rebalance":
-                old = self._write(stack, old, lazy_step(old, direction, lazy_lr, group["weight_decay"]))
+                moved = lazy_step(old, direction, group["lr"], group["weight_decay"], group["lr_scale"])
+                old = self._write(stack, old, moved)
             is_carried = group["momentum"] == "tangent"
             average = self._averages("exp_avg", stack) if is_carried else ()
-            move = partial(_change_basis, group=group, lr=exact_lr)
-            left, right, is_singular, *average = divided(move, *old, *direction, *average)
+            change = partial(_change_basis, group=group)
+            left, right, is_singular, *average = divided(change, *old, *direction, *average)
             self._write(stack, old, Factors(left, right), is_singular.bool())
             if is_carried:
                 self._keep("exp_avg", stack, Factors(*average))
@@ -142,14 +148,20 @@ class LOROAdamW(FactorOptimizer):
                     state[name].zero_()
 
 
-def _change_basis(*stack: Tensor, group: dict[str, Any], lr: float) -> tuple[Tensor, ...]:
+def _change_basis(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
     """From factors, directions and perhaps first moments to new factors, what was singular, and moments to match."""
     old, direction = Factors(*stack[:2]), Factors(*stack[2:4])
-    point = decompose(old, group["damping"])
-    is_exact = group["loro_type"] == "loro"
-    new = exact_step(point, direction, lr, group["weight_decay"]) if is_exact else balance(point)
-    carried = as_gradient(point, project(point, Factors(*stack[4:])), new) if len(stack) > 4 else ()
-    return *new, point.is_singular.to(torch.uint8), *carried
+    point, damping = decompose(old), group["damping"]
+    if group["loro_type"] == "rebalance":
+        new = balance(point)
+    else:
+        lr_scale = group["lr_scale"] if group["scale_exact"] else 1.0
+        new = exact_step(point, direction, group["lr"], group["weight_decay"], lr_scale, damping)
+    if len(stack) == 4:
+        return *new, point.is_singular.to(torch.uint8)
+    # Moments hold raw gradients, which need no more damping than rounding does.
+    moments = project(point, Factors(*stack[4:]), min(damping, DAMPING))
+    return *new, point.is_singular.to(torch.uint8), *as_gradient(point, moments, new)
 
 
 def _forget_basis(second_moment: Tensor, *, is_left: bool) -> None:
@@ -165,8 +177,9 @@ class LOROMuon(FactorOptimizer):
     """Muon on the manifold of fixed-rank matrices: `manifold_muon_step` on each pair, at each update.
 
     The momentum is an average of raw gradients, kept as the pair (X right^T, left^T X) at the present factors and
-    carried along by projection when these move. `lr` is in Adam's scale: the update of a matrix of full rank would have
-    an RMS of 0.2 lr.
+    carried along by projection when these move. Pairs of one shape are stepped together, divided among the processes of
+    a `torch.distributed` group. `lr` is in Adam's scale: the update of a matrix of full rank would have an RMS of
+    0.2 lr.
 
     Args:
         params: groups of parameters, see `factor_groups`.
@@ -195,15 +208,25 @@ class LOROMuon(FactorOptimizer):
             old, gradient = stack.factors(), stack.gradients()
             momentum = blend(self._averages("momentum", stack), gradient, group["beta"])
             ahead = blend(momentum, gradient, group["beta"])
-            new, carried, is_singular = manifold_muon_step(old, momentum, ahead, group["lr"], group["weight_decay"])
-            self._write(stack, old, new, is_singular)
-            self._keep("momentum", stack, carried)
+            left, right, is_singular, *carried = divided(partial(_muon, group=group), *old, *momentum, *ahead)
+            self._write(stack, old, Factors(left, right), is_singular.bool())
+            self._keep("momentum", stack, Factors(*carried))
+
+
+def _muon(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+    """From factors, momentum and look ahead to new factors, what was singular, and the momentum carried along."""
+    old, momentum, ahead = map(Factors, stack[::2], stack[1::2])
+    new, carried, is_singular = manifold_muon_step(old, momentum, ahead, group["lr"], group["weight_decay"])
+    return *new, is_singular.to(torch.uint8), *carried
 
 
 class Spectron(FactorOptimizer):
     """Spectron: orthogonalised momentum on each factor, its step bounded by the factors' spectral norms.
 
-    Source: Janson, Oyallon and Belilovsky, arXiv:2602.12429; the step itself is `update.spectron_step`.
+    Nothing recovers a direction that both factors have lost, as neither gets a gradient there; a pair with such a zero
+    column and zero row is counted at each update.
+    Source: Janson, Oyallon and Belilovsky, arXiv:2602.12429; the step itself is `update.spectron_step`, divided among
+    processes as LOROMuon's is.
 
     Args:
         params: groups of parameters, see `factor_groups`.
@@ -231,9 +254,10 @@ class Spectron(FactorOptimizer):
         for stack in stacks(group["params"]):
             old = stack.factors()
             momentum = blend(self._averages("momentum", stack), stack.gradients(), group["beta"])
-            probes = Factors(*(stacked(self._probes(side)).unsqueeze(-1) for side in stack.sides))
-            new, probes = spectron_step(old, momentum, group["lr"], probes, group["weight_decay"])
-            self._write(stack, old, new)
+            probes = [stacked(self._probes(side)).unsqueeze(-1) for side in stack.sides]
+            left, right, *probes = divided(partial(_spectron, group=group), *old, *momentum, *probes)
+            is_lost = ~(old.left.any(-2) | old.right.any(-1))
+            self._write(stack, old, Factors(left, right), is_lost.any(-1))
             self._keep("momentum", stack, momentum)
             for side, probe in zip(stack.sides, probes, strict=True):
                 spread(self._probes(side), probe.squeeze(-1))
@@ -243,6 +267,13 @@ class Spectron(FactorOptimizer):
             rank = min(param.shape)
             self.state[param].setdefault("probe", param.new_full((rank,), rank**-0.5))
         return [self.state[param]["probe"] for param in side]
+
+
+def _spectron(*stack: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+    """From factors, momentum and probes to new factors and probes."""
+    old, momentum, probes = map(Factors, stack[::2], stack[1::2])
+    new, probes = spectron_step(old, momentum, group["lr"], probes, group["weight_decay"])
+    return *new, *probes
 
 
 def _one_minus_power(beta: float, steps: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ def divided(compute: Callable[..., Sequence[Tensor]], *stack: Tensor) -> list[Te
     results = compute(*(tensor[mine.clamp_max(num_pairs - 1)] for tensor in stack))
     gathered = []
     for result in results:
+        # What is gathered is memory, whatever its strides.
+        result = result.contiguous()
         shares = [torch.empty_like(result) for _ in range(world_size)]
-        dist.all_gather(shares, result.contiguous())
+        dist.all_gather(shares, result)
         gathered.append(torch.cat(shares)[:num_pairs])
     return gathered

@@ -8,20 +8,32 @@ import torch
 from torch import Tensor
 
 from fivefold.lowrank.polar import polar
-from fivefold.lowrank.tangent import Factors, Point, project, truncate
+from fivefold.lowrank.tangent import DAMPING, Factors, Point, project, truncate
 
 
-def lazy_step(factors: Factors, direction: Factors, lr: float, weight_decay: float = 0.0) -> Factors:
-    """Each factor moves by itself, left - lr d_left and right - lr d_right, after decoupled decay.
+def lazy_step(
+    factors: Factors, direction: Factors, lr: float, weight_decay: float = 0.0, lr_scale: float = 1.0
+) -> Factors:
+    """Each factor moves by itself, left - s lr d_left and right - s lr d_right, after decoupled decay.
 
-    Source: LORO (Mo, Huang and Pan, ICLR 2025), eq. 12; its r/d is a factor on `lr`.
+    Source: LORO (Mo, Huang and Pan, ICLR 2025), eq. 12, where s is r/d.
+
+    Args:
+        lr_scale: s, of the step alone: how fast factors decay follows `lr`.
     """
-    keep = 1 - lr * weight_decay
-    return Factors(*(keep * factor - lr * move for factor, move in zip(factors, direction, strict=True)))
+    keep, step = 1 - lr * weight_decay, lr * lr_scale
+    return Factors(*(keep * factor - step * move for factor, move in zip(factors, direction, strict=True)))
 
 
-def exact_step(point: Point, direction: Factors, lr: float, weight_decay: float = 0.0) -> Factors:
-    """The best rank-r approximation of W - lr P(G), where P projects onto the tangent space at W.
+def exact_step(
+    point: Point,
+    direction: Factors,
+    lr: float,
+    weight_decay: float = 0.0,
+    lr_scale: float = 1.0,
+    damping: float = DAMPING,
+) -> Factors:
+    """The best rank-r approximation of W - s lr P(G), where P projects onto the tangent space at W.
 
     Source: LORO, eq. 10 and Algorithm 1.
     Differs: weight decay is honoured: W shrinks as in a lazy step, where each of its factors does.
@@ -30,8 +42,11 @@ def exact_step(point: Point, direction: Factors, lr: float, weight_decay: float 
     Args:
         point: where the factors stand, from `tangent.decompose`.
         direction: (G right^T, left^T G), or Adam's version of them.
+        lr_scale: s, of the step alone, as in a lazy step.
+        damping: see `tangent.project`.
     """
-    return truncate(point, project(point, direction).times(lr), keep=(1 - lr * weight_decay) ** 2)
+    step = project(point, direction, damping).times(lr * lr_scale)
+    return truncate(point, step, keep=(1 - lr * weight_decay) ** 2)
 
 
 def spectron_step(

@@ -46,8 +46,8 @@ def test_normal_factors_and_their_product_have_the_variance_of_the_formula(init,
 
 
 def test_the_products_of_auto_and_dense_vary_as_a_dense_layer_would():
-    for init, std in (("auto", 0.02), ("dense", 0.07)):
-        left, right = _initialise(init, _dense())
+    for init, initializer_range, std in (("auto", 0.02, 0.02), ("auto", None, 0.07), ("dense", 0.02, 0.07)):
+        left, right = _initialise(init, _dense(), initializer_range=initializer_range)
         assert (left @ right).std().item() == pytest.approx(std, rel=0.03)
 
 
@@ -100,6 +100,7 @@ def test_a_dense_layer_of_lower_rank_gives_factors_that_can_learn(kept):
     ("init", "dense", "sentence"),
     [
         ("dense", None, "starts from a dense layer, and there is none"),
+        ("auto", None, "starts from a dense layer, and there is none"),
         ("spectral", nn.Linear(IN, OUT), "holds NaN"),
         ("dense", nn.Linear(IN, OUT), "holds NaN"),
         ("dense", _dense(std=0.0), "both factors zero"),

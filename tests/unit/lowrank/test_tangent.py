@@ -134,8 +134,8 @@ def test_which_points_are_singular(dtype):
 @by_shape
 def test_projection_is_the_dense_one(m, n, rank):
     factors, gradient = random_pair(m, n, rank), normal(9, m, n)
-    point = decompose(factors, damping=0.0)
-    tangent = project(point, gradients(factors, gradient))
+    point = decompose(factors)
+    tangent = project(point, gradients(factors, gradient), damping=0.0)
     torch.testing.assert_close(dense(point, tangent), dense_projection(product(factors), rank, gradient), **CLOSE)
     torch.testing.assert_close(point.left_basis.mT @ tangent.outer_left, torch.zeros(rank, rank).double(), **CLOSE)
     torch.testing.assert_close(point.right_basis.mT @ tangent.outer_right, torch.zeros(rank, rank).double(), **CLOSE)
@@ -144,11 +144,11 @@ def test_projection_is_the_dense_one(m, n, rank):
 
 def test_two_gradients_that_are_not_of_one_matrix_meet_in_the_middle():
     factors, of_left, of_right = random_pair(9, 7, 3), normal(8, 9, 7), normal(9, 9, 7)
-    point = decompose(factors, damping=0.0)
+    point = decompose(factors)
     direction = Factors(gradients(factors, of_left).left, gradients(factors, of_right).right)
     u, v = point.left_basis, point.right_basis
     expected = of_left @ v @ v.mT + u @ u.mT @ of_right - u @ u.mT @ (of_left + of_right) / 2 @ v @ v.mT
-    torch.testing.assert_close(dense(point, project(point, direction)), expected, **CLOSE)
+    torch.testing.assert_close(dense(point, project(point, direction, damping=0.0)), expected, **CLOSE)
 
 
 @by_shape
@@ -156,8 +156,8 @@ def test_as_gradient_is_the_reverse_of_project(m, n, rank):
     """P(G) and G have the same gradients of the factors: nothing is lost between the two forms."""
     factors = random_pair(m, n, rank)
     given = gradients(factors, normal(9, m, n))
-    point = decompose(factors, damping=0.0)
-    for back, expected in zip(as_gradient(point, project(point, given), factors), given, strict=True):
+    point = decompose(factors)
+    for back, expected in zip(as_gradient(point, project(point, given, damping=0.0), factors), given, strict=True):
         torch.testing.assert_close(back, expected, **CLOSE)
 
 
@@ -166,8 +166,8 @@ def test_a_change_of_basis_is_exact(m, n, rank):
     """At other factors of the same W, the gradients carried over are those that G itself would give there."""
     factors, gradient = random_pair(m, n, rank), normal(9, m, n)
     mixing = random_pair(rank, rank, rank, seed=20).left
-    point = decompose(factors, damping=0.0)
-    tangent = project(point, gradients(factors, gradient))
+    point = decompose(factors)
+    tangent = project(point, gradients(factors, gradient), damping=0.0)
     for new in (balance(point), Factors(factors.left @ mixing, torch.linalg.solve(mixing, factors.right))):
         torch.testing.assert_close(product(new), product(factors), **CLOSE)
         for carried, expected in zip(as_gradient(point, tangent, new), gradients(new, gradient), strict=True):
@@ -177,20 +177,20 @@ def test_a_change_of_basis_is_exact(m, n, rank):
 @by_shape
 def test_transport_to_another_point_is_the_dense_projection(m, n, rank):
     factors, other = random_pair(m, n, rank), random_pair(m, n, rank, seed=10)
-    start, end = decompose(factors, damping=0.0), decompose(other, damping=0.0)
-    tangent = project(start, gradients(factors, normal(9, m, n)))
+    start, end = decompose(factors), decompose(other)
+    tangent = project(start, gradients(factors, normal(9, m, n)), damping=0.0)
     carried = as_gradient(start, tangent, other)
     for got, expected in zip(carried, gradients(other, dense(start, tangent)), strict=True):
         torch.testing.assert_close(got, expected, **CLOSE)
     expected = dense_projection(product(other), rank, dense(start, tangent))
-    torch.testing.assert_close(dense(end, project(end, carried)), expected, **CLOSE)
+    torch.testing.assert_close(dense(end, project(end, carried, damping=0.0)), expected, **CLOSE)
 
 
 @by_shape
 def test_truncate_is_the_best_approximation_in_balanced_factors(m, n, rank):
     factors = random_pair(m, n, rank)
-    point = decompose(factors, damping=0.0)
-    step = project(point, gradients(factors, normal(9, m, n))).times(0.1)
+    point = decompose(factors)
+    step = project(point, gradients(factors, normal(9, m, n)), damping=0.0).times(0.1)
     new = truncate(point, step, keep=0.9)
     expected = best_approximation(0.9 * product(factors) - dense(point, step), rank)
     torch.testing.assert_close(product(new), expected, **CLOSE)
@@ -205,8 +205,8 @@ def test_truncate_is_the_best_approximation_where_the_gradient_has_rank_one_or_m
     misses = normal(9, m, n)
     misses[:, 0] = 0
     for gradient in (misses, normal(8, m, 1) * misses[:1]):
-        point = decompose(factors, damping=0.0)
-        step = project(point, gradients(factors, gradient)).times(0.1)
+        point = decompose(factors)
+        step = project(point, gradients(factors, gradient), damping=0.0).times(0.1)
         expected = best_approximation(product(factors) - dense(point, step), rank)
         torch.testing.assert_close(product(truncate(point, step)), expected, **CLOSE)
 
@@ -224,8 +224,8 @@ def test_balance_moves_no_weight(m, n, rank, condition):
 @pytest.mark.parametrize("side", ["outer_left", "outer_right"])
 def test_truncate_is_exact_where_the_moved_matrix_has_rank_r(m, n, rank, side):
     factors = random_pair(m, n, rank)
-    point = decompose(factors, damping=0.0)
-    step = project(point, gradients(factors, normal(9, m, n))).times(0.1)
+    point = decompose(factors)
+    step = project(point, gradients(factors, normal(9, m, n)), damping=0.0).times(0.1)
     step = step._replace(**{side: torch.zeros_like(getattr(step, side))})
     moved = product(factors) - dense(point, step)
     torch.testing.assert_close(product(truncate(point, step)), moved, **CLOSE)
@@ -253,6 +253,26 @@ def test_singular_factors_move_and_balance_to_finite_ones(kind, dtype):
     torch.testing.assert_close(product(truncate(point, step)).double(), expected, **close)
     for still in (truncate(point, no_step), balance(point)):
         torch.testing.assert_close(product(still), product(factors), **close)
+
+
+@pytest.mark.parametrize(("kind", "num_alive"), [("dead", 2), ("constant", 1), ("zero", 0), ("zero left", 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_that_are_zero_get_a_row_in_right_alone(kind, num_alive, dtype):
+    """As large as that of the smallest other direction, orthogonal to all; 1 where there is no other."""
+    fine = Factors(*(side.to(dtype) for side in random_pair(9, 7, 4)))
+    factors = Factors(*map(torch.stack, zip(fine, SINGULAR[kind](fine), strict=True)))
+    point = decompose(factors)
+    no_step = project(point, Factors(*map(torch.zeros_like, factors)))
+    close = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 1e-6}
+    for new in (balance(point), truncate(point, no_step)):
+        torch.testing.assert_close(product(new), product(factors), **close)
+        grams = [side.double() for side in (new.left.mT @ new.left, new.right @ new.right.mT)]
+        torch.testing.assert_close(grams[0][0], grams[1][0], **close)
+        lengths = grams[0][1].diagonal().clone()
+        assert (lengths[:num_alive] > 1e-3).all()
+        assert not (lengths[num_alive:] > close["atol"]).any()
+        lengths[num_alive:] = lengths[num_alive - 1] if num_alive else 1
+        torch.testing.assert_close(grams[1][1], lengths.diag(), **close)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

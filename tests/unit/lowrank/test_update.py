@@ -32,16 +32,17 @@ def exact_gap(factors: Factors, damping: float, bases: tuple[Tensor, Tensor], se
     gradient = normal(seed + 1000, *weight.shape)
     projected = projection(*bases, gradient)
     lr = float(0.3 * weight.norm() / projected.norm())
-    new = exact_step(decompose(factors, damping), gradients(factors, gradient), lr, decay)
+    new = exact_step(decompose(factors), gradients(factors, gradient), lr, decay, damping=damping)
     expected = best_approximation((1 - lr * decay) ** 2 * weight - lr * projected, rank)
     return float((product(new) - expected).norm() / expected.norm())
 
 
 def test_lazy_step_is_its_formula():
     factors, direction = random_pair(9, 7, 3, 3, 3), Factors(normal(8, 9, 3), normal(9, 3, 7))
-    new = lazy_step(factors, direction, 0.1, weight_decay=0.5)
-    for got, was, move in zip(new, factors, direction, strict=True):
-        torch.testing.assert_close(got, 0.95 * was - 0.1 * move, **CLOSE)
+    for lr_scale in (1.0, 0.25):
+        new = lazy_step(factors, direction, 0.1, weight_decay=0.5, lr_scale=lr_scale)
+        for got, was, move in zip(new, factors, direction, strict=True):
+            torch.testing.assert_close(got, 0.95 * was - lr_scale * 0.1 * move, **CLOSE)
 
 
 @by_shape
