@@ -1,4 +1,4 @@
-"""Look at the singular values of a model's layers: a table, a picture and the numbers as JSON."""
+"""Look at the singular values and effective ranks of a model's layers: a table, a picture and the numbers as JSON."""
 
 import json
 import math
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fivefold.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from transformers import PreTrainedModel
 
 POSITIONAL = "model"
 _PANELS = {"attn": "attention", "mlp": "feed-forward", None: "others"}
+_DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass
@@ -106,30 +108,77 @@ def _print_table(layers: list[dict[str, Any]]) -> None:
 
 
 def _draw(layers: list[dict[str, Any]], path: Path) -> None:
-    """One line a layer, coloured by the layer's own name, such as q; attention and feed-forward layers apart."""
+    """Singular values, a line a layer, above effective ranks by depth; attention and feed-forward layers apart."""
     from matplotlib.figure import Figure
 
     from fivefold.report.curves import COLOURS
 
     panels = {kind: [layer for layer in layers if layer["kind"] == kind] for kind in _PANELS}
     panels = {kind: members for kind, members in panels.items() if members}
-    figure = Figure(figsize=(5.2 * max(len(panels), 1), 4), dpi=150, layout="constrained")
-    figure.suptitle("Singular values", x=0.01, ha="left", fontsize=13, fontweight="bold")
-    for index, (kind, members) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
-        colours: dict[str, str] = {}
-        for layer in members:
-            own_name = layer["name"].rpartition(".")[2]
-            label = None if own_name in colours else own_name
-            colour = colours.setdefault(own_name, COLOURS[len(colours) % len(COLOURS)])
-            values = [value if value > 0 else math.nan for value in layer["singular_values"] or []]
-            axes.plot(range(1, len(values) + 1), values, color=colour, alpha=0.6, linewidth=1, label=label)
-        axes.set_yscale("log")
-        axes.set_title(_PANELS[kind], loc="left", fontsize=11)
-        axes.set_xlabel("number, from large to small")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        axes.legend(frameon=False, fontsize=9)
+    figure = Figure(figsize=(5.2 * max(len(panels), 1), 7.6), dpi=150, layout="constrained")
+    for column, (kind, members) in enumerate(panels.items(), start=1):
+        own_names = dict.fromkeys(_own_name(layer) for layer in members)
+        colours = {own_name: COLOURS[index % len(COLOURS)] for index, own_name in enumerate(own_names)}
+        values, ranks = (figure.add_subplot(2, len(panels), row * len(panels) + column) for row in (0, 1))
+        _draw_values(values, members, colours)
+        _draw_ranks(ranks, members, colours)
+        for axes, what in ((values, "Singular values"), (ranks, "Effective rank")):
+            axes.set_title(f"{what}, {_PANELS[kind]}", loc="left", fontsize=11)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+            axes.legend(frameon=False, fontsize=9)
     fresh = path.with_name(f".{path.name}.writing")
     figure.savefig(fresh, format="png")
     fresh.replace(path)
+
+
+def _draw_values(axes: "Axes", layers: list[dict[str, Any]], colours: dict[str, str]) -> None:
+    """One line a layer, coloured by the layer's own name, such as q."""
+    unnamed = dict(colours)
+    for layer in layers:
+        own_name = _own_name(layer)
+        label = own_name if unnamed.pop(own_name, None) else None
+        values = [value if value > 0 else math.nan for value in layer["singular_values"] or []]
+        axes.plot(range(1, len(values) + 1), values, color=colours[own_name], alpha=0.6, linewidth=1, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("number, from large to small")
+
+
+def _draw_ranks(axes: "Axes", layers: list[dict[str, Any]], colours: dict[str, str]) -> None:
+    """One line over the blocks for each kind of layer: coloured by its own name, dashed by the place it has in a block.
+
+    A place is what a layer's name says but for numbers, such as decoder ... EncDecAttention.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    lines: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
+    for layer in layers:
+        *path, own_name = layer["name"].split(".")
+        place = tuple(part for part in path if not part.isdecimal())
+        block = next((int(part) for part in path if part.isdecimal()), 0)
+        rank = layer["effective_rank"]
+        lines.setdefault(place, {}).setdefault(own_name, {})[block] = math.nan if rank is None else rank
+    shared = set.intersection(*map(set, lines))
+    unnamed = dict(colours)
+    for index, (place, by_name) in enumerate(lines.items()):
+        dashes = _DASHES[index % len(_DASHES)]
+        for own_name, ranks in by_name.items():
+            label = own_name if unnamed.pop(own_name, None) else None
+            axes.plot(
+                list(ranks),
+                list(ranks.values()),
+                dashes,
+                color=colours[own_name],
+                marker="o",
+                markersize=3,
+                label=label,
+            )
+        if words := [word for word in place if word not in shared]:
+            axes.plot([], [], dashes, color="#444444", label=" ".join(words))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("block")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _own_name(layer: dict[str, Any]) -> str:
+    return layer["name"].rpartition(".")[2]

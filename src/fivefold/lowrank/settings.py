@@ -33,7 +33,8 @@ class LowRankSettings:
     loro_init: str | None = field(default=None, metadata=_FACTORED)
     """How the factors start: xavier, xavorth, auto, kaiming, orth, randn_X, const_X as in LORO, dense (the product
     varies as the dense layer would), spectral (the best approximation of the dense weights) or spectral_X (of X times
-    them); by default xavier for a fresh model under loro_adamw, else spectral."""
+    them); by default xavier for a fresh model under loro_adamw, else spectral. In a model without initializer_range,
+    such as a T5, auto is dense."""
     loro_mlp_dense: bool = field(default=False, metadata=_FACTORED)
     """Keep the feed-forward layers full rank, as --loro_scope attn does."""
     loro_attn_targets: list[str] = field(default_factory=list, metadata=_FACTORED)
@@ -75,12 +76,16 @@ class LoroSettings:
     loro_refresh_freq: int = field(default=0, metadata=_LORO)
     """Updates from one refresh to the next."""
     loro_lr_scaler: str = field(default="1.0", metadata=_LORO)
-    """Factor on the learning rate of lazy steps: a number, -1 for rank / hidden size as published, auto for rank / the
-    larger side of each matrix (auto crashes in the reference)."""
+    """Factor on the learning rate of lazy steps, but not on their decay, and without effect on --loro_type eucl: a
+    number, -1 for rank / hidden size as published, auto for rank / the larger side of each matrix (auto crashes in the
+    reference)."""
     loro_scale_exact: bool = field(default=False, metadata=_LORO | {"loro_type": ("loro",)})
     """Let loro_lr_scaler hold for exact steps too (--loro_type loro)."""
-    loro_momentum: Literal["factor", "tangent"] = field(default="factor", metadata=_LORO)
-    """First moments of the factors at a change of basis: left as they are, as in the reference, or carried over."""
+    loro_momentum: Literal["factor", "tangent"] = field(
+        default="factor", metadata=_LORO | {"loro_type": ("loro", "rebalance")}
+    )
+    """First moments of the factors at a change of basis: left as they are, as in the reference, or carried over, and then
+    a refresh does not wipe the factors' state, but averages their second moments over the rank."""
 
     def __post_init__(self) -> None:
         if self.loro_freq < 1:
@@ -99,8 +104,9 @@ class LoroSettings:
             )
         refuse_unused(self, "loro_type")
         # Command lines of LORO's give these together.
-        if self.loro_type == "eucl" and self.loro_freq != 1:
-            log.info("--loro_freq changes nothing: with --loro_type eucl all steps are alike.")
+        for name, default in (("loro_freq", 1), ("loro_lr_scaler", "1.0")):
+            if self.loro_type == "eucl" and getattr(self, name) != default:
+                log.info("--%s changes nothing: with --loro_type eucl all steps are alike, and plain.", name)
 
     def lr_scale(self, rank: int, largest_side: int, hidden_size: int) -> float:
         """The factor for a matrix."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from fivefold import T5Config, T5Model
 from fivefold.cli import main
@@ -48,6 +49,41 @@ def test_table_picture_and_numbers_agree_with_the_weights(model, tmp_path, capsy
     for name in ("singular_values.png", "inspect.json"):
         assert str(tmp_path / "out" / name) in output
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_the_picture_shows_the_effective_rank_of_each_kind_of_layer_over_the_blocks(model, tmp_path, monkeypatch):
+    """In the colours that the singular values above have, dashed by encoder and decoder, self- and cross-attention."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **how: (figures.append(self), save(self, *args, **how)))
+    model.save_pretrained(tmp_path / "model")
+    assert inspect(tmp_path / "model", "--output_dir", tmp_path / "out") == 0
+    layers = _layers(tmp_path / "out")
+    axes = {each.get_title(loc="left"): each for each in figures[0].axes}
+    assert list(axes) == [
+        "Singular values, attention", "Effective rank, attention", "Singular values, feed-forward",
+        "Effective rank, feed-forward",
+    ]  # fmt: skip
+    for panel, per_block, places in (
+        ("attention", 12, ["encoder SelfAttention", "decoder SelfAttention", "decoder EncDecAttention"]),
+        ("feed-forward", 4, ["encoder", "decoder"]),
+    ):
+        values, ranks = (axes[f"{what}, {panel}"] for what in ("Singular values", "Effective rank"))
+        colours = [{line.get_label(): line.get_color() for line in each.lines} for each in (values, ranks)]
+        own_names = [text.get_text() for text in values.get_legend().get_texts()]
+        assert all(colours[0][name] == colours[1][name] for name in own_names)
+        assert {text.get_text() for text in ranks.get_legend().get_texts()} == {*own_names, *places}
+        lines = [line for line in ranks.lines if len(line.get_xdata())]
+        assert len(lines) == per_block
+        assert all(list(line.get_xdata()) == [0, 1] for line in lines)
+        drawn = sorted(rank for line in lines for rank in line.get_ydata())
+        kind = {"attention": "attn", "feed-forward": "mlp"}[panel]
+        assert drawn == sorted(layer["effective_rank"] for layer in layers.values() if layer["kind"] == kind)
+    values, ranks = (axes[f"{what}, attention"] for what in ("Singular values", "Effective rank"))
+    (colour,) = [line.get_color() for line in values.lines if line.get_label() == "k"]
+    (cross_k,) = [line for line in ranks.lines if line.get_linestyle() == ":" and line.get_color() == colour]
+    names = [f"decoder.block.{block}.layer.1.EncDecAttention.k" for block in (0, 1)]
+    assert list(cross_k.get_ydata()) == [layers[name]["effective_rank"] for name in names]
 
 
 def test_a_dense_model_and_the_default_folder(model, tmp_path, monkeypatch):
