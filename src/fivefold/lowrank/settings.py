@@ -84,8 +84,8 @@ class LoroSettings:
     loro_momentum: Literal["factor", "tangent"] = field(
         default="factor", metadata=_LORO | {"loro_type": ("loro", "rebalance")}
     )
-    """First moments of the factors at a change of basis: left as they are, as in the reference, or carried over, and then
-    a refresh does not wipe the factors' state, but averages their second moments over the rank."""
+    """First moments of the factors at a change of basis: left as they are, as in the reference, or carried over; then a
+    refresh does not wipe the factors' state, but averages their second moments over the rank."""
 
     def __post_init__(self) -> None:
         if self.loro_freq < 1:
