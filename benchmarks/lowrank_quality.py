@@ -208,8 +208,8 @@ class Results:
 def table(results: Results, model: str) -> str:
     """Mean and spread of the losses, and how far loro_muon's perplexity lies from each method's."""
     rows = [
-        "| method | learning rate | held-out loss (lowest .. highest) | perplexity | loro_muon against it (95%) |",
-        "| --- | --- | --- | --- | --- |",
+        "| method | lr | seeds | held-out loss (lowest .. highest) | perplexity | loro_muon against it (95%) |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     ours = {run["seed"]: run["loss"] for run in results.at_best(model, "loro_muon")}
     for method in METHODS:
@@ -218,8 +218,9 @@ def table(results: Results, model: str) -> str:
             continue
         losses = [run["loss"] for run in runs]
         gaps = [ours[run["seed"]] - run["loss"] for run in runs if run["seed"] in ours]
+        spread = f"({min(losses):.3f} .. {max(losses):.3f})"
         rows.append(
-            f"| {method} | {runs[0]['lr']:g} | {statistics.mean(losses):.3f} ({min(losses):.3f} .. {max(losses):.3f}) "
+            f"| {method} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(losses):.3f} {spread} "
             f"| {math.exp(statistics.mean(losses)):.1f} | {'' if method == 'loro_muon' else interval(gaps)} |"
         )
     return "\n".join(rows)
@@ -249,7 +250,9 @@ def draw(results: Results, models: list[str], file: Path) -> None:
     for panel, model in zip(panels[0], models, strict=True):
         for index, method in enumerate(METHODS):
             runs = results.at_best(model, method)
-            steps = [int(step) for step in runs[0]["curve"] if int(step)] if runs else []
+            if not runs:
+                continue
+            steps = [int(step) for step in runs[0]["curve"] if int(step)]
             means = [statistics.mean(run["curve"][str(step)] for run in runs) for step in steps]
             style = {"linewidth": 2.5, "color": "black"} if method == "loro_muon" else {"linewidth": 1.2}
             panel.plot(steps, means, label=method, linestyle="-" if index % 2 else "--", **style)
