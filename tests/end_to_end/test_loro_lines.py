@@ -107,7 +107,7 @@ REFERENCE = {
     "loro_freq": 1,
     "loro_refresh": "none",
     "loro_lr_scaler": "1.0",
-    "loro_momentum": "factor",
+    "loro_momentum": None,  # factor beside their flags
     "dtype": "bfloat16",
     "seed": 0,
 }

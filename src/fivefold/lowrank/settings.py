@@ -81,11 +81,12 @@ class LoroSettings:
     reference)."""
     loro_scale_exact: bool = field(default=False, metadata=_LORO | {"loro_type": ("loro",)})
     """Let loro_lr_scaler hold for exact steps too (--loro_type loro)."""
-    loro_momentum: Literal["factor", "tangent"] = field(
-        default="factor", metadata=_LORO | {"loro_type": ("loro", "rebalance")}
+    loro_momentum: Literal["factor", "tangent"] | None = field(
+        default=None, metadata=_LORO | {"loro_type": ("loro", "rebalance")}
     )
-    """First moments of the factors at a change of basis: left as they are, as in the reference, or carried over; then a
-    refresh does not wipe the factors' state, but averages their second moments over the rank."""
+    """First moments of the factors at a change of basis: left as they are (factor), as in the reference, or carried
+    over (tangent); then a refresh does not wipe the factors' state, but averages their second moments over the rank.
+    By default tangent, which measured better; factor beside loro_refresh or loro_lr_scaler, as in LORO's scripts."""
 
     def __post_init__(self) -> None:
         if self.loro_freq < 1:
@@ -107,6 +108,14 @@ class LoroSettings:
         for name, default in (("loro_freq", 1), ("loro_lr_scaler", "1.0")):
             if self.loro_type == "eucl" and getattr(self, name) != default:
                 log.info("--%s changes nothing: with --loro_type eucl all steps are alike, and plain.", name)
+
+    @property
+    def momentum(self) -> Literal["factor", "tangent"]:
+        """`loro_momentum`, or what it is by default."""
+        if self.loro_momentum is not None:
+            return self.loro_momentum
+        is_theirs = self.loro_type == "eucl" or self.loro_refresh != "none" or self.loro_lr_scaler != "1.0"
+        return "factor" if is_theirs else "tangent"
 
     def lr_scale(self, rank: int, largest_side: int, hidden_size: int) -> float:
         """The factor for a matrix."""

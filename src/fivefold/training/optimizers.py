@@ -67,7 +67,7 @@ def build_optimizer(
                 loro_freq=loro.loro_freq,
                 refresh=loro.loro_refresh,
                 refresh_freq=loro.loro_refresh_freq,
-                momentum=loro.loro_momentum,
+                momentum=loro.momentum,
                 scale_exact=loro.loro_scale_exact,
             )
         case name:

@@ -32,3 +32,10 @@ def test_a_frequency_of_steps_that_there_are_not_is_said_to_change_nothing(loro_
     with caplog.at_level(logging.INFO, "fivefold"):
         LoroSettings(loro_type, loro_freq=500)
     assert ("--loro_freq changes nothing" in caplog.text) == is_said
+
+
+def test_the_references_flags_bring_its_momentum():
+    assert LoroSettings(loro_freq=500).momentum == "tangent"
+    for theirs in ({"loro_refresh": "all", "loro_refresh_freq": 500}, {"loro_lr_scaler": "-1"}, {"loro_type": "eucl"}):
+        assert LoroSettings(**theirs).momentum == "factor"
+    assert LoroSettings(loro_lr_scaler="-1", loro_momentum="tangent").momentum == "tangent"
