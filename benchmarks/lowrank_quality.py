@@ -255,7 +255,10 @@ def draw(results: Results, models: list[str], file: Path) -> None:
                 continue
             steps = [int(step) for step in runs[0]["curve"] if int(step)]
             means = [statistics.mean(run["curve"][str(step)] for run in runs) for step in steps]
-            style = {"linewidth": 2.5, "color": "black"} if method == "loro_muon" else {"linewidth": 1.2}
+            colour = plt.get_cmap("tab20")(index)
+            style = (
+                {"linewidth": 2.5, "color": "black"} if method == "loro_muon" else {"linewidth": 1.2, "color": colour}
+            )
             panel.plot(steps, means, label=method, linestyle="-" if index % 2 else "--", **style)
         panel.set(title=model, xlabel="steps", ylabel="held-out loss, nats a token")
         panel.set_ylim(top=min(panel.get_ylim()[1], 5.5))
