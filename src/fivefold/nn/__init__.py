@@ -1,9 +1,8 @@
-"""The parts of a network, each usable alone."""
+"""The parts of a network, each usable alone; functions such as `attention` are in the modules of their names."""
 
 from fivefold.nn.alibi import AdaptiveALiBi, ALiBi
-from fivefold.nn.attention import attention
 from fivefold.nn.feed_forward import FeedForward
-from fivefold.nn.flash_attention import BlockBias, FlashAttention, MemoryEfficientAttention, flash_attention
+from fivefold.nn.flash_attention import BlockBias, FlashAttention, MemoryEfficientAttention
 from fivefold.nn.glu import GLUVariants, SwiGLU, SwiGLUFeedForward, SwiGLUMLP
 from fivefold.nn.low_rank import LowRankLinear
 from fivefold.nn.multi_head_attention import (
@@ -41,6 +40,4 @@ __all__ = [
     "SwiGLU",
     "SwiGLUFeedForward",
     "SwiGLUMLP",
-    "attention",
-    "flash_attention",
 ]
