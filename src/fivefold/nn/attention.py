@@ -56,8 +56,10 @@ def attention(
         [B, H, Q, D]. A query that may see no key gets zeros.
 
     Raises:
-        ModelError: the kernel named cannot do what is asked.
+        ModelError: the kernel named cannot do what is asked, or only one side has segments.
     """
+    if (query_segments is None) != (key_segments is None):
+        raise ModelError("Only one of query_segments and key_segments is given; give both or none.")
     if kernel == "auto":
         kernel = _choose(q_BHQD, bias, dropout_rate)
     else:

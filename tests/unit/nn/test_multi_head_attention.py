@@ -135,6 +135,7 @@ def test_layers_without_parameters_are_torchs_kernel(layer_class, is_causal):
         (lambda: MultiHeadAttention(24, 5), "24 channels do not divide into 5 heads"),
         (lambda: MultiHeadAttention(24, 4, num_key_value_heads=3), "the second must divide the first"),
         (lambda: MultiHeadAttention(24, 4, kernel="cutlass"), "no attention kernel 'cutlass'"),
+        (lambda: MultiHeadAttention(24, 4).double()(_x(), _x(), segments=torch.ones(_B, _T)), "give both or none"),
         (lambda: RoPEAttention(12, 4), "RoPE"),
         (lambda: RoPEAttention(24, 4, max_seq_length=8).double()(_x()), "11 positions, but is trained for 8"),
     ],
