@@ -36,12 +36,13 @@ def attention(
 
     Kernels, by name:
         sdpa: torch's fused ones.
-        tiled: for a bias that needs a gradient, for which torch's CPU kernel would write every [B, H, Q, K] score and
-            its gradient; here the work is done in tiles of a core's cache.
+        tiled: `tiled_attention`, for training on a CPU, in tiles of a core's cache; torch's kernel there would write
+            every [B, H, Q, K] weight where a bias needs a gradient or weights are dropped.
         flash: `flash_attention`, which holds one block of scores, on any device and with a `BlockBias`.
         memory_efficient: `memory_efficient_attention`, the same in checkpointed blocks.
-        auto: tiled on a CPU for a bias [1, H, Q, K] that needs a gradient, flash for a `BlockBias` and on a CPU for
-            another bias that needs one, else sdpa. Dropout is sdpa's alone.
+        auto: flash for a `BlockBias`. Where a CPU trains: tiled for a bias [1, H, Q, K] that needs a gradient, for
+            dropout, and in bfloat16 (causal without a bias: sdpa, which skips the hidden half); flash for another bias
+            that needs a gradient. Else sdpa. Dropout is sdpa's and tiled's alone.
 
     Args:
         bias: [1 or B, 1 or H, Q, K], added to the scores, -inf forbids a pair; or a `BlockBias`.
@@ -61,7 +62,8 @@ def attention(
     if (query_segments is None) != (key_segments is None):
         raise ModelError("Only one of query_segments and key_segments is given; give both or none.")
     if kernel == "auto":
-        kernel = _choose(q_BHQD, bias, dropout_rate)
+        is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHQD, k_BJKD, v_BJKD))
+        kernel = _choose(q_BHQD, bias, is_trained, is_causal, dropout_rate)
     else:
         _check(kernel, q_BHQD, bias, dropout_rate)
     masks: dict[str, Any] = {
@@ -79,7 +81,7 @@ def attention(
         visible = _visible(q_BHQD, k_BJKD, **masks)
         shared = q_BHQD.shape[1] // k_BJKD.shape[1]
         k, v = (x if shared == 1 else x.repeat_interleave(shared, 1) for x in (k_BJKD, v_BJKD))
-        return tiled_attention(q_BHQD, k, v, bias, visible, scale)
+        return tiled_attention(q_BHQD, k, v, bias, visible, scale, dropout_rate)
     # Without anything else to hide, torch skips the hidden half; its own mask counts the first query as the first key.
     hides_future = is_causal and first_query + 1 < k_BJKD.shape[2]
     is_plain = hides_future and not first_query and bias is None and key_mask is None and query_segments is None
@@ -106,19 +108,26 @@ def check_kernel(name: str) -> None:
         raise ModelError(f"There is no attention kernel {name!r}; there are {', '.join(get_args(Kernel))}.")
 
 
-def _choose(q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
+def _choose(
+    q: Tensor, bias: Tensor | BlockBias | None, is_trained: bool, is_causal: bool, dropout_rate: float
+) -> Kernel:
     if isinstance(bias, BlockBias):
         return "flash"
-    if bias is None or not bias.requires_grad or not torch.is_grad_enabled() or q.is_cuda or dropout_rate:
+    needs_grad = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if q.device.type != "cpu" or not (is_trained or needs_grad):
         return "sdpa"
-    return "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
+    if bias is not None and bias.shape[:2] != (1, q.shape[1]):
+        return "flash" if needs_grad and not dropout_rate else "sdpa"
+    # Without a bias torch's kernel is the faster one in float32, and it skips what a causal mask hides.
+    is_slow_there = q.dtype == torch.bfloat16 and (bias is not None or not is_causal)
+    return "tiled" if needs_grad or dropout_rate or is_slow_there else "sdpa"
 
 
 def _check(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
     check_kernel(kernel)
     lacks = f"The attention kernel {kernel!r}"
-    if dropout_rate and kernel != "sdpa":
-        raise ModelError(f"{lacks} has no dropout; use 'auto' or 'sdpa', or a dropout_rate of 0.")
+    if dropout_rate and kernel not in ("sdpa", "tiled"):
+        raise ModelError(f"{lacks} has no dropout; use 'auto', 'sdpa' or 'tiled', or a dropout_rate of 0.")
     if isinstance(bias, BlockBias):
         if kernel in ("sdpa", "tiled"):
             raise ModelError(f"{lacks} takes a bias as a matrix, not a BlockBias; use 'flash' or 'memory_efficient'.")

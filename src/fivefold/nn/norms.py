@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from fivefold.errors import ModelError
 
+# Numbers handled at once: 1 MB in float32, about a CPU core's level-2 cache.
+_CHUNK = 1 << 18
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
@@ -42,10 +45,11 @@ class RMSNorm(nn.Module):
 
 
 class FastRMSNorm(RMSNorm):
-    """RMSNorm that keeps half the memory for the backward pass, a quarter of it for a half-precision x.
+    """RMSNorm that trains faster on a CPU and keeps half the memory, a quarter of it for a half-precision x.
 
-    Kept are x in its own dtype and 1 / rms(x), one float32 a row; x / rms(x) is worked out again. RMSNorm keeps x and
-    x / rms(x), both in float32. Outputs, gradients, their gradients and checkpoints are RMSNorm's.
+    Kept for the backward pass are x in its own dtype and 1 / rms(x), one float32 a row; RMSNorm keeps x and x / rms(x),
+    both in float32. Rows are worked through in chunks that stay in a core's cache. Outputs, gradients, their gradients
+    and checkpoints are RMSNorm's. On other devices torch's fused kernel does as much.
 
     Source: as RMSNorm; dropping what is cheap to work out again: Chen et al. 2016 (arXiv 1604.06174), section 4.
     Differs: from keeping the output, which the next linear layer keeps anyway, and dividing by the weight (Rota Bulo
@@ -58,6 +62,8 @@ class FastRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to [..., dim]."""
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
         _check_width(x, self.weight.shape[0])
         return _FastRMSNorm.apply(x, self.weight, self.eps, _result_dtype(x))
 
@@ -65,26 +71,45 @@ class FastRMSNorm(RMSNorm):
 class _FastRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        inverse_rms = _inverse_rms(x, eps)
+        x_ND = x.reshape(-1, x.shape[-1])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        out_ND = torch.empty_like(x_ND, dtype=dtype)
+        inverse_rms = x_ND.new_empty(len(x_ND), 1, dtype=wide)
+        for rows in _chunks(x_ND):
+            inverse_rms[rows] = _inverse_rms(x_ND[rows], eps)
+            out_ND[rows] = (x_ND[rows] * inverse_rms[rows]).mul_(weight.to(wide))
         ctx.save_for_backward(x, weight, inverse_rms)
         ctx.eps = eps
-        return (x * inverse_rms).mul_(weight.to(inverse_rms.dtype)).to(dtype)
+        return out_ND.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, inverse_rms = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this will be differentiated again: the saved number has forgotten x
-            inverse_rms = _inverse_rms(x, ctx.eps)
-        normed = x * inverse_rms
-        grad = grad_out.to(normed.dtype)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_normed = grad * weight.to(grad.dtype)
-            along_x = (grad_normed * normed).mean(-1, keepdim=True)  # the part that only changes x's length
-            grad_x = ((grad_normed - normed * along_x) * inverse_rms).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad * normed).sum_to_size(weight.shape).to(weight.dtype)
-        return grad_x, grad_weight, None, None
+        if torch.is_grad_enabled():  # this will be differentiated again
+            grads = _rms_norm_gradients(x, weight, grad_out, _inverse_rms(x, ctx.eps))
+            return grads[0].to(x.dtype), grads[1].sum_to_size(weight.shape).to(weight.dtype), None, None
+        x_ND, grad_ND = (tensor.reshape(-1, x.shape[-1]) for tensor in (x, grad_out))
+        grad_x = torch.empty_like(x_ND)
+        grad_weight = torch.zeros_like(weight, dtype=inverse_rms.dtype)
+        for rows in _chunks(x_ND):
+            grad_x[rows], of_weight = _rms_norm_gradients(x_ND[rows], weight, grad_ND[rows], inverse_rms[rows])
+            grad_weight += of_weight.sum(0)
+        return grad_x.view(x.shape), grad_weight.to(weight.dtype), None, None
+
+
+def _rms_norm_gradients(x: Tensor, weight: Tensor, grad: Tensor, inverse_rms: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x and, row by row, of the weight."""
+    wide = inverse_rms.dtype
+    grad = grad.to(wide) * inverse_rms
+    of_weight = grad * x
+    # The part of the gradient along x would only change the length of x, which the norm takes away.
+    along_x = (of_weight * (weight.to(wide) / x.shape[-1])).sum(-1, keepdim=True) * inverse_rms.square()
+    return torch.addcmul(grad * weight.to(wide), x.to(wide), along_x, value=-1), of_weight
+
+
+def _chunks(x_ND: Tensor) -> list[slice]:
+    step = max(1, _CHUNK // max(1, x_ND.shape[-1]))
+    return [slice(start, start + step) for start in range(0, len(x_ND), step)]
 
 
 class AdaptiveRMSNorm(nn.Module):
@@ -200,8 +225,7 @@ class LayerNorm(nn.LayerNorm):
 
 # Names as configurations write them. All can be called as (dim, eps=eps); 8 groups divide every width of T5.
 NORMS: dict[str, Callable[..., nn.Module]] = {
-    "rmsnorm": RMSNorm,
-    "fast_rmsnorm": FastRMSNorm,
+    "rmsnorm": FastRMSNorm,
     "group_rmsnorm": partial(GroupRMSNorm, num_groups=8),
     "layernorm": LayerNorm,
 }

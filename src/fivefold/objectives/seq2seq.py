@@ -37,4 +37,4 @@ class Seq2SeqObjective:
             attention_mask=batch.get("attention_mask"),
             decoder_input_ids=bare.prepare_decoder_input_ids_from_labels(labels),
         ).logits
-        return LossTerms(*cross_entropy_sum(logits, labels, **self._terms))
+        return LossTerms(*cross_entropy_sum(logits, labels, **self._terms, overwrite_logits=True))

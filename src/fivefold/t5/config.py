@@ -44,7 +44,7 @@ class T5Config(PreTrainedConfig):
         position: "relative_bias" (T5's own), "rope", "alibi", "adaptive_alibi" or "none": how self-attention tells
             where a token stands; cross-attention never does.
         position_settings: keyword arguments of `RoPE`, `ALiBi` or `AdaptiveALiBi`, such as {"scaling": "ntk"}.
-        norm: a name in `fivefold.nn.norms.NORMS`; "fast_rmsnorm" is "rmsnorm" with less memory.
+        norm: a name in `fivefold.nn.norms.NORMS`.
         feed_forward: a name in `fivefold.nn.glu.GLU_ACTIVATIONS`, such as "swiglu", in place of `feed_forward_proj`.
         attention: a kernel of `fivefold.nn.attention`.
         qk_norm: queries and keys are normalised in each head, and their products divided by sqrt(d_kv).
@@ -159,7 +159,7 @@ class T5Config(PreTrainedConfig):
         """Whether transformers' T5 or umT5 computes the same."""
         return (
             self.position == "relative_bias"
-            and self.norm in ("rmsnorm", "fast_rmsnorm")
+            and self.norm == "rmsnorm"
             and not self.qk_norm
             and self.num_key_value_heads == self.num_heads
         )

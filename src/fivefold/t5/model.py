@@ -235,14 +235,22 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
         _refuse_unsupported(kwargs)
         if (segments is None) != (decoder_segments is None):
             raise ModelError("T5Model got only one of segments and decoder_segments; a packed batch has both.")
+        if decoder_inputs_embeds is None and decoder_input_ids is None:
+            if labels is None:
+                raise ModelError("T5Model got neither decoder_input_ids nor labels; the decoder needs one of them.")
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, decoder_segments)
+        embeds = (encoder_outputs, inputs_embeds, decoder_inputs_embeds)
+        if input_ids is not None and decoder_input_ids is not None and all(given is None for given in embeds):
+            # One look into the table for both sides: the gradient of each look is as large as the table.
+            both = self.shared(torch.cat([input_ids.flatten(), decoder_input_ids.flatten()]))
+            sides = both.split([input_ids.numel(), decoder_input_ids.numel()])
+            inputs_embeds = sides[0].unflatten(0, input_ids.shape)
+            decoder_inputs_embeds = sides[1].unflatten(0, decoder_input_ids.shape)
+            input_ids = None
         if encoder_outputs is None:
             encoder_outputs = _encode(self.shared, self.encoder, input_ids, inputs_embeds, attention_mask, segments)
         memory = encoder_outputs[0]
         if decoder_inputs_embeds is None:
-            if decoder_input_ids is None:
-                if labels is None:
-                    raise ModelError("T5Model got neither decoder_input_ids nor labels; the decoder needs one of them.")
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels, decoder_segments)
             decoder_inputs_embeds = self.shared(decoder_input_ids)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())

@@ -48,8 +48,8 @@ def test_outputs_and_gradients_equal_the_formula(masked, causal, scale):
 def test_tile_size_does_not_matter(monkeypatch):
     q, k, v, bias, grad = _inputs(torch.float32)
     results = []
-    for scores in (1, 2 * 37 * 53, 10**9):
-        monkeypatch.setattr(module, "_TILE_SCORES", scores)
+    for weights in (1, 3 * 37 * 53, 6 * 37 * 53, 10**9):  # one head, heads that divide 5, one row, all rows
+        monkeypatch.setattr(module, "_TILE_BYTES", 4 * weights)
         out = attention(q, k, v, bias=bias)
         results.append((out, *torch.autograd.grad(out, (q, k, v, bias), grad)))
     for other in results[1:]:
@@ -81,6 +81,28 @@ def test_a_query_that_sees_no_key_gets_zeros_and_gives_no_gradient(needs_grad):
     for gradient in torch.autograd.grad(out, (q, k, v), grad):
         assert gradient.isfinite().all()
         assert (gradient[1] == 0).all()
+
+
+def test_dropout_drops_the_same_weights_forward_and_backward():
+    q, k, _, bias, _ = _inputs(torch.float64, query_len=9, key_len=12, dim=4)
+    bias = bias.detach().masked_fill(torch.rand(bias.shape) < 0.2, float("-inf")).requires_grad_()
+
+    def dropped(q, k, v, bias):
+        torch.manual_seed(0)
+        return attention(q, k, v, bias=bias, dropout_rate=0.4)
+
+    weights = (q @ k.mT + bias).softmax(-1)
+    identity = torch.eye(12, dtype=torch.float64).expand(3, 5, 12, 12)
+    seen = torch.cat([dropped(q, k, part, bias) for part in identity.split(4, -1)], -1)  # the weights themselves
+    kept = seen != 0
+    torch.testing.assert_close(seen, weights * kept / 0.6)
+    share = kept.sum() / (weights != 0).sum()
+    assert abs(share - 0.6) < 4 * (0.4 * 0.6 / 1000) ** 0.5  # about 1,200 weights: four deviations
+    v = torch.randn(3, 5, 12, 4, dtype=torch.float64).requires_grad_()
+    ours = torch.autograd.grad(dropped(q, k, v, bias).square().sum(), (q, k, v, bias))
+    theirs = torch.autograd.grad((weights * kept / 0.6 @ v).square().sum(), (q, k, v, bias))
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_without_gradient_and_without_bias_it_is_torchs_kernel():

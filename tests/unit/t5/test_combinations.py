@@ -25,7 +25,6 @@ COMBINATIONS = {
     "none": {"position": "none"},
     "layernorm": {"norm": "layernorm"},
     "group norm": {"norm": "group_rmsnorm"},
-    "fast norm": {"norm": "fast_rmsnorm"},
     "swiglu": {"feed_forward": "swiglu"},
     "bilinear": {"feed_forward": "bilinear"},
     "qk norm": {"qk_norm": True},
