@@ -13,17 +13,16 @@ step; what a step itself needs for a while is not among them. The four models ta
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from machine import measured_on
 
 BATCH, LENGTH, PAPER_BATCH, CYCLE = 8, 256, 512, 500
 MICRO_STEPS = PAPER_BATCH // BATCH
@@ -285,14 +284,13 @@ def report(arguments: argparse.Namespace) -> str:
                 done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
                 runs.setdefault((preset, form), []).append(json.loads(done.stdout.splitlines()[-1]))
     results = {preset: {form: Measured(runs[preset, form]) for form in OPTIMIZERS} for preset in arguments.models}
-    versions = ", ".join(f"{name} {version(name)}" for name in ("fivefold", "torch", "transformers"))
     ranks = ", ".join(f"{preset} {RANKS.get(preset, OTHERS_RANK)}" for preset in arguments.models)
     training, shares, algebra, generation = tables(results)
     parts = [
         f"Ranks: {ranks}. Products in {arguments.dtype}, weights and state in float32, {arguments.threads} threads. "
         f"Processes for the dense and the factored model, in turns: {arguments.rounds} each; measured steps in each: "
         f"{arguments.steps}. Medians, lowest to highest in brackets.",
-        f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}.",
+        measured_on("transformers"),
         f"Training. loro_adamw is the average of {CYCLE - 1} lazy steps and an exact one; its range is the lazy ones'.",
         training,
         f"The optimizer's share. A step of {PAPER_BATCH} x {LENGTH} tokens is computed: {MICRO_STEPS} times the median "
@@ -304,15 +302,6 @@ def report(arguments: argparse.Namespace) -> str:
         generation,
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

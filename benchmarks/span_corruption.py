@@ -7,17 +7,14 @@ tokens. The peers are written here, after the two patterns one meets: numpy for 
 """
 
 import argparse
-import platform
 import random
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
+from machine import measured_on
 
-from fivefold import __version__
 from fivefold.data.rows import Rows, seq2seq_batch
 from fivefold.data.spans import raw_lengths, span_corruption
 
@@ -111,16 +108,6 @@ def tokens_per_second(collate: Callable[[np.ndarray, int], Batch], tokens: np.nd
     return best
 
 
-def processor_name() -> str:
-    """What the machine calls its processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Time the three and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -129,10 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     raw, target_length = raw_lengths(arguments.input_length, DENSITY, SPAN)
     print(f"Span corruption, {raw} raw tokens -> {arguments.input_length} in + {target_length} out, one core")
-    print(
-        f"fivefold {__version__}, numpy {np.__version__}, Python {platform.python_version()}, "
-        f"{processor_name()}, {sys.platform}"
-    )
+    print(measured_on("numpy"))
     print(
         f"{'batch':>5}  {'fivefold':>12}  {'numpy/example':>13}  {'Python/token':>12}  {'ratios':>14}   (raw tokens/s)"
     )

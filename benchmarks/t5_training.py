@@ -8,15 +8,14 @@ forward, loss, backward, clipping at 1.0, fused AdamW and zero_grad on 8 x 512 i
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from machine import measured_on
 
 BATCH, SOURCE, TARGET = 8, 512, 114
 TOKENS = BATCH * (SOURCE + TARGET)
@@ -92,9 +91,7 @@ def table(size: str, steps: int, rounds: int, threads: int) -> str:
         f"T5 v1.1 {size}, {parameters:,} parameters, {BATCH} x {SOURCE}/{TARGET} tokens a step, {threads} threads; "
         f"{rounds} processes of {steps} steps each, taking turns. Median step, fastest to slowest in brackets.",
         "",
-        f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("fivefold", "torch", "transformers"))
-        + ".",
+        measured_on("transformers"),
         "",
         "| dtype | library | s/step | tokens/s | peak memory | first loss |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -114,15 +111,6 @@ def table(size: str, steps: int, rounds: int, threads: int) -> str:
         memory = peaks["fivefold"] / peaks["transformers"]
         lines.append(f"| {dtype} | **ratio** | | **{speed:.2f}x** | **{memory:.2f}x** | |")
     return "\n".join(lines) + "\n"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
