@@ -11,7 +11,7 @@ from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.corruption import build_corruption, padding_id, special_id
 from fivefold.data.held_out import hold_out
-from fivefold.data.pairs import PairSource
+from fivefold.data.pairs import PackedPairSource, PairSource
 from fivefold.data.settings import DataSettings, ObjectiveSettings
 from fivefold.data.source import Source
 from fivefold.data.stream import Record, StreamSource, TokenStream
@@ -94,7 +94,7 @@ def build_sources(
             raise ConfigError(f"--objective seq2seq needs prompts and responses, but {folder} holds prepared text.")
         _refuse_unused(data, ("append_eos_to_documents", "shuffle_documents"), "--objective seq2seq")
         return _pair_sources(corpus, data, objective, tokenizer, seed)
-    _refuse_unused(data, ("prompt_field", "response_field"), f"--objective {objective.objective or 'span'}")
+    _refuse_unused(data, ("prompt_field", "response_field", "packing"), f"--objective {objective.objective or 'span'}")
     if folder:
         unused = ("validation_frac", "shuffle_documents", *(() if data.validation_data else ("validation_documents",)))
         _refuse_unused(data, unused, f"{folder}, which is prepared")
@@ -186,7 +186,8 @@ def _pair_sources(
                 side.extend(encode([record[name] for record in batch]))
         if not sides[0]:
             raise DataError("There are no pairs to train on: everything is held out, or the data are empty.")
-        return PairSource(
+        source_class = PackedPairSource if data.packing and shuffle else PairSource
+        return source_class(
             *sides,
             input_length=objective.sample_length,
             target_length=objective.target_length or objective.sample_length,

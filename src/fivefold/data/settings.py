@@ -34,6 +34,9 @@ class DataSettings:
     """Field of a record that holds the prompt, for --objective seq2seq."""
     response_field: str = "response"
     """Field of a record that holds the response, for --objective seq2seq."""
+    packing: bool = False
+    """Put as many pairs into a row of input_length and target_length tokens as fit, each seeing itself alone, for
+    --objective seq2seq; batch_size then counts rows."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
