@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
-from fivefold.objectives.objective import Batch, LossTerms
+from fivefold.objectives.objective import Batch, LossTerms, TokenCounts
 from fivefold.objectives.settings import LossSettings
 
 
@@ -24,10 +24,12 @@ class Seq2SeqObjective:
         """Target tokens."""
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
-    def num_tokens(self, batch: Batch) -> int:
+    def count_tokens(self, batch: Batch) -> TokenCounts:
         """Input and target tokens."""
+        positions = batch["input_ids"].numel()
         mask = batch["segments"] != 0 if "segments" in batch else batch.get("attention_mask")
-        return self.count(batch) + int(batch["input_ids"].numel() if mask is None else mask.sum())
+        inputs = positions if mask is None else int(mask.sum())
+        return TokenCounts(inputs, positions, self.count(batch), batch["labels"].numel())
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Run the model (bare or wrapped for several processes) on one micro-batch."""

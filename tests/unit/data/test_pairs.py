@@ -1,9 +1,8 @@
 """Supervised pairs: cut by tokens, padded, every pair once an epoch."""
 
 import numpy as np
-import pytest
 
-from fivefold.data.pairs import PackedPairSource, PairSource
+from fivefold.data.pairs import PairSource
 
 
 def make(
@@ -11,11 +10,10 @@ def make(
     seed: int = 0,
     shuffle: bool = True,
     lengths: tuple[int, int] = (8, 12),
-    source_class: type[PairSource] = PairSource,
 ) -> PairSource:
     prompts = [np.arange(100 * (pair + 1), 100 * (pair + 1) + pair) for pair in range(num_pairs)]
     responses = [np.array([pair + 10] * (num_pairs - pair)) for pair in range(num_pairs)]
-    return source_class(
+    return PairSource(
         *(prompts, responses),
         input_length=lengths[0],
         target_length=lengths[1],
@@ -66,41 +64,3 @@ def test_empty_sides_are_just_the_end_mark() -> None:
     source = PairSource(empty, empty, input_length=8, target_length=8, eos_id=1, pad_id=0, seed=0)
     batch = source.batch(np.arange(2))
     assert batch["input_ids"].tolist() == batch["labels"].tolist() == [[1], [1]]
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_packed_rows_hold_every_pair_once_an_epoch(shuffle: bool) -> None:
-    padded = make(shuffle=False, lengths=(24, 32))
-    packed = make(shuffle=shuffle, lengths=(24, 32), source_class=PackedPairSource)
-    expected = padded.batch(np.arange(20))
-    pairs = set()
-    for inputs, mask, labels in zip(expected["input_ids"], expected["attention_mask"], expected["labels"], strict=True):
-        pairs.add((tuple(inputs[mask == 1]), tuple(labels[labels != -100])))
-    num_rows = packed.samples_per_epoch
-    assert num_rows < 15
-    for epoch in range(2):
-        found = []
-        for row in range(num_rows):
-            batch = packed.batch(np.array([epoch * num_rows + row]))
-            assert batch["input_ids"].shape[1] <= 24
-            assert batch["labels"].shape[1] <= 32
-            for segment in range(1, batch["segments"].max() + 1):
-                sides = (
-                    batch[name][batch[segments] == segment]
-                    for name, segments in (("input_ids", "segments"), ("labels", "decoder_segments"))
-                )
-                found.append(tuple(map(tuple, sides)))
-            assert ((batch["labels"] == -100) == (batch["decoder_segments"] == 0)).all()
-            assert (batch["input_ids"][batch["segments"] == 0] == 0).all()
-        assert len(found) == 20
-        assert set(found) == pairs
-
-
-def test_a_packed_row_is_the_same_in_any_batch() -> None:
-    source = make(lengths=(24, 32), source_class=PackedPairSource)
-    together = source.batch(np.arange(20))
-    for sample in (0, 7, 19):
-        for name, alone in source.batch(np.array([sample])).items():
-            width = alone.shape[1]
-            assert together[name][sample, :width].tolist() == alone[0].tolist()
-            assert (together[name][sample, width:] == (-100 if name == "labels" else 0)).all()
