@@ -20,7 +20,7 @@ from fivefold.training.checkpoint import verify_checkpoint
 # What commands say while all is well: a spinner's last picture, a logged step, a run that goes on - and transformers'
 # bars, which the program turns off unless the library was there before, as it is among other tests.
 PROGRESS = re.compile(
-    r"\S (reading|learning pieces|[\d,]+ documents)|step [\d,]+[:/]|going on from |resuming with "
+    r"\S (reading|learning pieces|[\d,]+ documents)|step [\d,]+[:/]|training on |going on from |resuming with "
     r"|(Loading|Writing) [a-z ]+:"
 )
 
@@ -144,6 +144,24 @@ def test_pretraining_that_cannot_be(changes, sentence, refusal, small_run, tmp_p
     before = sorted(tmp_path.rglob("*"))
     assert sentence in refusal(*small_run.pretrain(**{"output_dir": "out"} | changes))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("is_dry", [True, None])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": "TEXT", "tokenizer": "TOKENIZER"}, "text.txt is read as training goes; run `fivefold prepare`"),
+        ({"objective": "prefix"}, "--objective prefix cuts texts at random"),
+        ({"append_eos_to_documents": True}, "where every document has an end mark"),
+        ({"model_type": "llama", "model_config": "mini"}, "--objective causal, whose rows are full"),
+    ],
+)
+def test_packing_that_cannot_be(changes, sentence, is_dry, refusal, small_run, tmp_path):
+    names = {"TEXT": small_run.text, "TOKENIZER": small_run.tokenizer}
+    changes = {name: names.get(value, value) for name, value in changes.items()}
+    words = small_run.pretrain(packing=True, output_dir=tmp_path / "out", dry_run=is_dry, **changes)
+    assert sentence in refusal(*words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(refusal, small_run, copy):

@@ -73,31 +73,39 @@ def test_killed_runs_end_with_the_weights_of_the_undisturbed_one(flags, kind, ki
     assert _without_timings(killed / "log.jsonl") == _without_timings(undisturbed / "log.jsonl")
 
 
+THIN = {"loro_scope": "all", "loro_attn_rank": 8, "loro_mlp_rank": 12}
 CYCLE = {"loro_freq": 5, "loro_refresh": "all", "loro_refresh_freq": 5}
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        {"optimizer": "loro_adamw", "loro_momentum": "factor"} | CYCLE,
-        {"optimizer": "loro_adamw", "loro_momentum": "tangent"} | CYCLE,
-        {"optimizer": "loro_muon"},
+        {"optimizer": "loro_adamw", "loro_momentum": "factor"} | THIN | CYCLE,
+        {"optimizer": "loro_adamw", "loro_momentum": "tangent"} | THIN | CYCLE,
+        {"optimizer": "loro_muon"} | THIN,
+        {"packing": True, "objective": "ul2", "input_length": 128, "batch_size": 2},
     ],
-    ids=["factor", "tangent", "muon"],
+    ids=["factor", "tangent", "muon", "packed"],
 )
-def test_stopped_between_two_exact_steps(flags, small_run, tmp_path):
-    """As if killed after the checkpoint at 7: exact steps and refreshes are due at 5 and 10."""
-    flags |= {"loro_scope": "all", "loro_attn_rank": 8, "loro_mlp_rank": 12, "save_every": 7, "num_training_steps": 12}
+def test_stopped_after_a_checkpoint(flags, small_run, tmp_path):
+    """As if killed after the checkpoint at 7: LORO's exact steps and refreshes are due at 5 and 10."""
+    flags |= {"save_every": 7, "num_training_steps": 12}
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     assert main(small_run.pretrain(**flags, output_dir=undisturbed)) == 0
     shutil.copytree(undisturbed, stopped, symlinks=True)
     for later in ("step_000012", "final"):
         shutil.rmtree(stopped / later)
     assert main(small_run.pretrain(**flags, output_dir=stopped, resume=True)) == 0
+    (weights,) = (path.name for path in (undisturbed / "final").glob("*.safetensors"))
     for folder in ("step_000012", "final"):
-        expected, got = ((run / folder / "low_rank.safetensors").read_bytes() for run in (undisturbed, stopped))
+        expected, got = ((run / folder / weights).read_bytes() for run in (undisturbed, stopped))
         assert got == expected
-    assert _without_timings(stopped / "log.jsonl") == _without_timings(undisturbed / "log.jsonl")
+    log = _without_timings(stopped / "log.jsonl")
+    assert log == _without_timings(undisturbed / "log.jsonl")
+    for side in ("input", "target"):
+        fracs = [line[f"{side}_nonpadding_frac"] for line in log if "loss" in line]
+        assert min(fracs) > 0.5
+        assert max(fracs) <= 1
 
 
 def _run_and_kill(flags, run_dir, wanted, clock):

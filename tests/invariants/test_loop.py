@@ -285,7 +285,8 @@ def test_padding_changes_neither_loss_nor_gradient(learner):
         total = sum((objective(model, batch).loss_sum for batch in batches), torch.zeros(()))
         total.backward()
         gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-        return total, sum(map(objective.count, batches)), sum(map(objective.num_tokens, batches)), gradients
+        num_tokens = sum(objective.count_tokens(batch).total for batch in batches)
+        return total, sum(map(objective.count, batches)), num_tokens, gradients
 
     single = [batch_of(number) for number in range(8)]
     assert not any("attention_mask" in batch for batch in single)

@@ -45,7 +45,9 @@ def test_loss_and_gradient_are_those_of_transformers(name, is_padded):
     terms, count = objective(model, batch), objective.count(batch)
     (terms.loss_sum / count).backward()
     assert count == (48 if is_padded else 92)
-    assert objective.num_tokens(batch) == (52 if is_padded else 96)
+    tokens = objective.count_tokens(batch)
+    assert tokens.total == (52 if is_padded else 96)
+    assert tokens.nonpadding_fracs == {"input_nonpadding_frac": (52 if is_padded else 96) / 96}
     # Both work in float32: sums of a few thousand terms, in another order and, when padded, by another kernel.
     assert terms.nll_sum.item() / count == pytest.approx(expected_loss, rel=1e-6)
     assert terms.loss_sum.item() == terms.nll_sum.item()

@@ -37,7 +37,7 @@ def run(
     """Resolve the settings, train, and draw the curves."""
     import torch
 
-    from fivefold.data.build import build_sources
+    from fivefold.data.build import build_sources, check_data
     from fivefold.data.corruption import build_corruption
     from fivefold.data.defaults import with_defaults
     from fivefold.models.build import build_model, check_length
@@ -55,6 +55,7 @@ def run(
     model = complete(model)
     objective, loss = objective.for_family(model.model_type), loss.for_family(model.model_type)
     corpus, data = with_defaults(corpus, data, objective.objective, model.model)
+    check_data(corpus, data, objective)
     settings = (model, low_rank, corpus, data, objective, loss, batch, optimizer, loro, schedule, loop)
     run_settings = as_recipe(settings)
     with start_processes() as processes:

@@ -102,6 +102,17 @@ def parse_plays(members: dict[str, bytes]) -> Records:
                 yield {"text": text.strip(), "title": title}
 
 
+def parse_instructions(members: dict[str, bytes]) -> Records:
+    """Each instruction once, with its input as further lines of the prompt where it has one."""
+    (content,) = members.values()
+    responses: dict[str, str] = {}
+    for record in json.loads(content):
+        parts = (record["instruction"].strip(), record["input"].strip())
+        responses.setdefault("\n".join(filter(None, parts)), record["output"].strip())
+    for prompt, response in responses.items():
+        yield {"prompt": prompt, "response": response}
+
+
 ENTRIES: tuple[PackageCorpus | HubCorpus, ...] = (
     PackageCorpus(
         name="zh_reviews",
@@ -141,6 +152,32 @@ ENTRIES: tuple[PackageCorpus | HubCorpus, ...] = (
         members="*/shksprdata/texts/*_gut.txt",
         parse=parse_plays,
         text_sha256="66522d0dd8c9f3cdb44aecfeab2b5f9824c9918773a239b574c2e498b67b42ed",
+    ),
+    PackageCorpus(
+        name="zh_instructions",
+        title="Instructions in Chinese and a language model's answers, in the manner of Alpaca",
+        language="Chinese (simplified)",
+        kind="prompts and responses",
+        size="992 pairs, 0.6 MB",
+        licence="Apache-2.0 (package)",
+        requirement="llamafactory==0.9.5",
+        archive_sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+        members="*/data/alpaca_zh_demo.json",
+        parse=parse_instructions,
+        text_sha256="69ce331574af110adaae0d2828040bdf934db364442dc56fb67a4d543cde6f52",
+    ),
+    PackageCorpus(
+        name="en_instructions",
+        title="Instructions in English and a language model's answers, in the manner of Alpaca",
+        language="English",
+        kind="prompts and responses",
+        size="985 pairs, 0.8 MB",
+        licence="Apache-2.0 (package)",
+        requirement="llamafactory==0.9.5",
+        archive_sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+        members="*/data/alpaca_en_demo.json",
+        parse=parse_instructions,
+        text_sha256="af72df9379df6f5066ef72e5bbd50d759a0921967584cf9325dfad9a1dbf6932",
     ),
     HubCorpus(
         name="c4_en",

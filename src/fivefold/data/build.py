@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CorpusSettings
-from fivefold.data.corruption import build_corruption, padding_id, special_id
+from fivefold.data.corruption import SpanCorruption, build_corruption, padding_id, special_id
+from fivefold.data.documents import DocumentSource
+from fivefold.data.examples import PackedSource
 from fivefold.data.held_out import hold_out
+from fivefold.data.packing import balanced_length
 from fivefold.data.pairs import PairSource
 from fivefold.data.settings import DataSettings, ObjectiveSettings
 from fivefold.data.source import Source
@@ -85,20 +88,52 @@ def build_sources(
     Raises:
         ConfigError, DataError: settings or data that do not work.
     """
+    check_data(corpus, data, objective)
+    data = data.for_objective(objective.objective)
+    if objective.objective == "seq2seq":
+        return _pair_sources(corpus, data, objective, tokenizer, seed)
+    return _text_sources(corpus, data, objective, tokenizer, seed)
+
+
+def check_data(corpus: CorpusSettings, data: DataSettings, objective: ObjectiveSettings) -> None:
+    """Refuse settings that do not go together or that would change nothing; no data are read.
+
+    Raises:
+        ConfigError: one of these.
+    """
     data, folder = data.for_objective(objective.objective), prepared_folder(corpus)
-    for name in data.validation_data:
-        if _is_prepared(Path(name).expanduser()):
-            raise ConfigError(f"--validation_data names {name}, which is prepared; give text, or use it as --data.")
+    name = f"--objective {objective.objective or 'span'}"
+    for other in data.validation_data:
+        if _is_prepared(Path(other).expanduser()):
+            raise ConfigError(f"--validation_data names {other}, which is prepared; give text, or use it as --data.")
     if objective.objective == "seq2seq":
         if folder:
-            raise ConfigError(f"--objective seq2seq needs prompts and responses, but {folder} holds prepared text.")
-        _refuse_unused(data, ("append_eos_to_documents", "shuffle_documents"), "--objective seq2seq")
-        return _pair_sources(corpus, data, objective, tokenizer, seed)
-    _refuse_unused(data, ("prompt_field", "response_field"), f"--objective {objective.objective or 'span'}")
+            raise ConfigError(f"{name} needs prompts and responses, but {folder} holds prepared text.")
+        _refuse_unused(data, ("append_eos_to_documents", "shuffle_documents"), name)
+        return
+    _refuse_unused(data, ("prompt_field", "response_field"), name)
     if folder:
         unused = ("validation_frac", "shuffle_documents", *(() if data.validation_data else ("validation_documents",)))
         _refuse_unused(data, unused, f"{folder}, which is prepared")
-    return _text_sources(folder, corpus, data, objective, tokenizer, seed)
+    if not data.packing:
+        return
+    if objective.objective == "causal":
+        raise ConfigError("packing would change nothing with --objective causal, whose rows are full; leave it out.")
+    if objective.objective == "prefix":
+        raise ConfigError(
+            "--packing has to know how long inputs and targets are, but --objective prefix cuts texts at random; "
+            "leave it out, or give --objective span or ul2."
+        )
+    if not folder:
+        raise ConfigError(
+            f"--packing has to know how long all documents are, but {' '.join(corpus.data)} is read as training goes; "
+            "run `fivefold prepare` and give its folder as --data."
+        )
+    if data.append_eos_to_documents:
+        raise ConfigError(
+            "append_eos_to_documents would change nothing with --packing, where every document has an end mark; leave "
+            "it out."
+        )
 
 
 def prepared_folder(corpus: CorpusSettings) -> Path | None:
@@ -125,16 +160,14 @@ def _refuse_unused(data: DataSettings, names: Iterable[str], what: str) -> None:
 
 
 def _text_sources(
-    folder: Path | None,
     corpus: CorpusSettings,
     data: DataSettings,
     objective: ObjectiveSettings,
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
 ) -> tuple[Source, Source | None]:
-    pad_id = padding_id(tokenizer, objective)
+    folder, pad_id = prepared_folder(corpus), padding_id(tokenizer, objective)
     mark = special_id(tokenizer, "eos_token") if data.append_eos_to_documents else None
-    corruption = build_corruption(objective, tokenizer, seed)
     encode, text_field = CorpusEncoder(tokenizer), corpus.text_field
     validation_tokens = None
     if folder and not data.validation_data:
@@ -152,19 +185,28 @@ def _text_sources(
         texts = [record[text_field] for record in records]
         return encode([text for text in texts if text.strip() and (may_train is None or may_train(text))])
 
+    def source_of(tokens: TokenShards, seed: int, shuffle: bool) -> Source:
+        corruption = build_corruption(objective, tokenizer, seed)
+        if not data.packing:
+            return WindowSource(tokens, corruption, pad_id=pad_id, seed=seed, shuffle=shuffle)
+        assert isinstance(corruption, SpanCorruption)
+        # Shuffled in any case: rows stand in the order of their longest document.
+        documents = DocumentSource(tokens, corruption, pad_id=pad_id, seed=seed)
+        input_length = objective.sample_length
+        target_length = objective.target_length or balanced_length(documents.lengths, input_length)
+        return PackedSource(documents, (input_length, target_length))
+
     if folder:
-        training_tokens = TokenShards.open(folder / TRAIN, mark)
-        training: Source = WindowSource(training_tokens, corruption, pad_id=pad_id, seed=seed)
+        training = source_of(TokenShards.open(folder / TRAIN, mark), seed, shuffle=True)
     else:
         block_size = data.shuffle_documents
         stream = TokenStream(
             open_corpus(corpus), encode_training, block_size=block_size, shuffle=block_size > 1, seed=seed, eos_id=mark
         )
-        training = StreamSource(stream, corruption, pad_id=pad_id)
+        training = StreamSource(stream, build_corruption(objective, tokenizer, seed), pad_id=pad_id)
     if validation_tokens is None:
         return training, None
-    corruption = build_corruption(objective, tokenizer, EVALUATION_SEED)
-    return training, WindowSource(validation_tokens, corruption, pad_id=pad_id, seed=EVALUATION_SEED, shuffle=False)
+    return training, source_of(validation_tokens, EVALUATION_SEED, shuffle=False)
 
 
 def _pair_sources(
@@ -177,6 +219,7 @@ def _pair_sources(
     fields = (data.prompt_field, data.response_field)
     held_out, encode = hold_out(corpus, data, fields), CorpusEncoder(tokenizer)
     eos_id, pad_id = special_id(tokenizer, "eos_token"), special_id(tokenizer, "pad_token")
+    row = (objective.sample_length, objective.target_length or objective.sample_length)
 
     def pair_source(records: Iterable[Record], source_seed: int, shuffle: bool) -> PairSource:
         sides: tuple[list[NDArray], list[NDArray]] = ([], [])
@@ -188,8 +231,8 @@ def _pair_sources(
             raise DataError("There are no pairs to train on: everything is held out, or the data are empty.")
         return PairSource(
             *sides,
-            input_length=objective.sample_length,
-            target_length=objective.target_length or objective.sample_length,
+            input_length=row[0],
+            target_length=row[1],
             eos_id=eos_id,
             pad_id=pad_id,
             seed=source_seed,
@@ -197,7 +240,9 @@ def _pair_sources(
         )
 
     records = open_corpus(corpus, fields)
-    training = pair_source((record for record in records if held_out.may_train(record[fields[0]])), seed, shuffle=True)
+    pairs = pair_source((record for record in records if held_out.may_train(record[fields[0]])), seed, shuffle=True)
+    training = PackedSource(pairs, row) if data.packing else pairs
     if not held_out.records:
         return training, None
+    # Padded: runs with and without packing are measured on the same pairs.
     return training, pair_source(held_out.records, EVALUATION_SEED, shuffle=False)

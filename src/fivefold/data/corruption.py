@@ -11,7 +11,7 @@ from fivefold.data.denoisers import UL2, Denoiser, denoiser_numbers
 from fivefold.data.prefix import prefix_split
 from fivefold.data.rows import Rows, with_first
 from fivefold.data.settings import MAX_LENGTH, ObjectiveSettings
-from fivefold.data.spans import check_sentinels, noise_counts, raw_lengths, span_corruption
+from fivefold.data.spans import check_sentinels, corrupted_lengths, noise_counts, raw_lengths, span_corruption
 from fivefold.errors import ConfigError, DataError
 from fivefold.tokenizer.special_tokens import sentinel_ids
 
@@ -87,9 +87,16 @@ class SpanCorruption(Corruption):
         """The denoiser of each sample, [B]."""
         return denoiser_numbers(sample_ids, len(self.window_lengths), self._seed)
 
-    def corrupted(self, rows: Rows, sample_ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
-        """Inputs and targets, end marks included, of B rows of raw tokens."""
-        kinds = self.kinds(sample_ids)
+    def lengths(self, raw: NDArray[np.int64], kinds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of inputs and targets, [B, 2], that these denoisers, [B], make of rows of so many raw ones, [B]."""
+        inputs, targets = corrupted_lengths(raw, self._densities[kinds], self._span_lengths[kinds])
+        return np.stack([inputs + (self._mode_ids is not None), targets], 1)
+
+    def corrupted(
+        self, rows: Rows, sample_ids: NDArray[np.int64], kinds: NDArray[np.int64] | None = None
+    ) -> tuple[Rows, Rows]:
+        """Inputs and targets, end marks included, of B rows of raw tokens; `kinds` [B] takes the place of their own."""
+        kinds = self.kinds(sample_ids) if kinds is None else kinds
         inputs, targets = span_corruption(
             rows,
             self._densities[kinds],

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fivefold.data.permutation import permuted
-from fivefold.data.random_bits import Purpose, random_keys
-from fivefold.data.rows import Rows, ragged_rows, seq2seq_batch, with_last
-from fivefold.data.source import Source
+from fivefold.data.examples import ExampleSource
+from fivefold.data.rows import Rows, ragged_rows, with_last
 
 
-class PairSource(Source):
-    """Prompt and response pairs; an epoch visits each once, in a new random order every time.
+class PairSource(ExampleSource):
+    """Prompt and response pairs.
 
     Args:
         prompts: token ids of each prompt, without end mark.
@@ -37,27 +35,25 @@ class PairSource(Source):
         seed: int,
         shuffle: bool = True,
     ):
-        """Pack both sides into flat arrays."""
-        self._prompts, self.num_cut_prompts = _packed(prompts, input_length - 1)
-        self._responses, self.num_cut_responses = _packed(responses, target_length - 1)
-        self._eos_id, self._pad_id, self._seed, self._shuffle = eos_id, pad_id, seed, shuffle
-        self._num_pairs = self.samples_per_epoch = len(prompts)
+        """Join each side into one flat array."""
+        self._prompts, self.num_cut_prompts = _joined(prompts, input_length - 1)
+        self._responses, self.num_cut_responses = _joined(responses, target_length - 1)
+        self._eos_id = eos_id
+        lengths = np.stack([np.diff(starts) + 1 for _, starts in (self._prompts, self._responses)], 1)
+        super().__init__(lengths, pad_id=pad_id, seed=seed, shuffle=shuffle)
 
     def describe(self) -> str:
         """What it holds, in half a line."""
         cut = f"{self.num_cut_prompts:,} prompts and {self.num_cut_responses:,} responses cut"
-        return f"{self._num_pairs:,} pairs, {cut}"
+        return f"{len(self.lengths):,} pairs, {cut}"
 
-    def batch(self, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """Pad the pairs of these numbers."""
-        epochs, pairs = np.divmod(sample_ids, self._num_pairs)
-        if self._shuffle:
-            pairs = permuted(pairs, self._num_pairs, random_keys(self._seed, Purpose.PERMUTATION, epochs))
-        inputs, targets = (with_last(_rows(side, pairs), self._eos_id) for side in (self._prompts, self._responses))
-        return seq2seq_batch(inputs, targets, self._pad_id)
+    def sides(self, examples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """Inputs and targets, end marks included, the same in every epoch."""
+        inputs, targets = (with_last(_rows(side, examples), self._eos_id) for side in (self._prompts, self._responses))
+        return inputs, targets
 
 
-def _packed(texts: Sequence[NDArray], max_length: int) -> tuple[tuple[NDArray, NDArray], int]:
+def _joined(texts: Sequence[NDArray], max_length: int) -> tuple[tuple[NDArray, NDArray], int]:
     """Texts end to end with their starts, each cut to `max_length`, and how many were cut."""
     short = [np.asarray(text[:max_length], np.int32) for text in texts]
     starts = np.cumsum([0, *map(len, short)])

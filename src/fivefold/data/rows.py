@@ -118,6 +118,32 @@ def seq2seq_batch(inputs: Rows, targets: Rows, pad_id: int) -> dict[str, NDArray
     return batch
 
 
+def packed_batch(inputs: Rows, targets: Rows, counts: NDArray, pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """Put several examples into each row, one behind the other, and say which token is of which.
+
+    Args:
+        inputs: E examples for the encoder.
+        targets: E examples for the decoder.
+        counts: [B], how many examples each row takes.
+        pad_id: as for `seq2seq_batch`.
+
+    Returns:
+        `input_ids` [B, Li], `labels` [B, Lt], and `segments` [B, Li] and `decoder_segments` [B, Lt], the place of each
+        token's example in its row, from 1, and 0 for padding; int64.
+    """
+    places = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + 1
+    row_of_example = np.repeat(np.arange(len(counts)), counts)
+    batch = {}
+    for ids_name, segments_name, rows, fill in (
+        ("input_ids", "segments", inputs, pad_id),
+        ("labels", "decoder_segments", targets, IGNORED_LABEL),
+    ):
+        lengths = np.bincount(row_of_example, rows.lengths, len(counts)).astype(np.int64)
+        batch[ids_name] = _rectangle(unflattened(rows.ids[rows.valid], lengths), fill)
+        batch[segments_name] = _rectangle(unflattened(np.repeat(places, rows.lengths), lengths), 0)
+    return batch
+
+
 def _rectangle(rows: Rows, fill: int) -> NDArray[np.int64]:
     longest, shortest = int(rows.lengths.max()), int(rows.lengths.min())
     width = longest if longest == shortest else -(-longest // 8) * 8

@@ -34,6 +34,9 @@ class DataSettings:
     """Field of a record that holds the prompt, for --objective seq2seq."""
     response_field: str = "response"
     """Field of a record that holds the response, for --objective seq2seq."""
+    packing: bool = False
+    """Put as many documents or pairs into a row of input_length and target_length tokens as fit, each seeing itself
+    alone: for --objective seq2seq, and for span and ul2 on prepared tokens; batch_size then counts rows."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -58,7 +61,8 @@ class ObjectiveSettings:
     input_length: int | None = None
     """Tokens of an encoder input, end mark included, by default 512; or of a decoder's sample, by default 256."""
     target_length: int | None = None
-    """Tokens of a target, end mark included; by default what span corruption needs, else the input length."""
+    """Tokens of a target, end mark included; by default what span corruption or packed documents need, else the input
+    length."""
     noise_density: float = 0.15
     """Share of the tokens hidden, for --objective span."""
     mean_span_length: float = 3.0

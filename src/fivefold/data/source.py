@@ -25,7 +25,8 @@ class Source(ABC):
             sample_ids: [B] sample numbers, counted from 0 through all epochs.
 
         Returns:
-            `input_ids` [B, Li], `labels` [B, Lt] padded with -100, and `attention_mask` [B, Li] if an input is padded.
+            `input_ids` [B, Li], `labels` [B, Lt] padded with -100, `attention_mask` [B, Li] if an input is padded; or
+            `segments` [B, Li] and `decoder_segments` [B, Lt] in its place where rows are packed.
         """
 
     def state_dict(self) -> dict[str, Any]:

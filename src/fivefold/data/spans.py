@@ -35,6 +35,16 @@ def noise_counts(
     return num_noise, np.clip(num_spans, 1, np.minimum(num_noise, lengths - num_noise))
 
 
+def corrupted_lengths(
+    lengths: ArrayLike, noise_density: float | NDArray, mean_span_length: float | NDArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How long inputs and targets come out, [B] each, end marks included; arguments as `noise_counts`'."""
+    lengths = np.atleast_1d(lengths)
+    num_noise, num_spans = noise_counts(lengths, noise_density, mean_span_length)
+    num_noise = np.where(lengths > 1, num_noise, 0)  # a row of one token keeps it
+    return lengths - num_noise + num_spans + 1, num_noise + num_spans + 1
+
+
 def raw_lengths(
     input_length: int, noise_density: float, mean_span_length: float, target_length: int | None = None
 ) -> tuple[int, int]:
@@ -57,8 +67,8 @@ def raw_lengths(
         target_length = input_length
 
     def corrupted(raw: int) -> tuple[int, int]:
-        (noise,), (spans,) = noise_counts(raw, noise_density, mean_span_length)
-        return raw - int(noise) + int(spans) + 1, int(noise) + int(spans) + 1
+        (inputs,), (targets,) = corrupted_lengths(raw, noise_density, mean_span_length)
+        return int(inputs), int(targets)
 
     def fits(raw: int) -> bool:
         inputs, targets = corrupted(raw)

@@ -133,6 +133,15 @@ class TokenShards:
             for start, end in pairwise(shard.starts):
                 yield shard.tokens[start:end]
 
+    def document_borders(self) -> NDArray[np.int64]:
+        """[documents + 1], where each document starts, and the end; an end mark belongs to the document before it."""
+        marks_each = 0 if self._eos_id is None else 1
+        borders, before = [], 0
+        for shard, end in zip(self._shards, self._ends, strict=True):
+            borders.append(before + shard.starts[:-1] + marks_each * np.arange(len(shard.starts) - 1))
+            before = end
+        return np.concatenate([*borders, [before]]).astype(np.int64)
+
     def windows(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
         """Read B windows at once, across shards and around the end.
 

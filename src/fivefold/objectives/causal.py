@@ -5,7 +5,7 @@ from dataclasses import asdict
 from torch import nn
 
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
-from fivefold.objectives.objective import Batch, LossTerms
+from fivefold.objectives.objective import Batch, LossTerms, TokenCounts
 from fivefold.objectives.settings import LossSettings
 
 
@@ -23,10 +23,10 @@ class CausalObjective:
         """Tokens with another one before them."""
         return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
-    def num_tokens(self, batch: Batch) -> int:
+    def count_tokens(self, batch: Batch) -> TokenCounts:
         """Tokens that are read."""
-        mask = batch.get("attention_mask")
-        return int(batch["input_ids"].numel() if mask is None else mask.sum())
+        positions, mask = batch["input_ids"].numel(), batch.get("attention_mask")
+        return TokenCounts(positions if mask is None else int(mask.sum()), positions)
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Run the model (bare or wrapped for several processes) on one micro-batch."""

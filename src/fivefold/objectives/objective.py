@@ -16,6 +16,31 @@ class LossTerms(NamedTuple):
     """The plain part, detached: what is logged and compared between runs."""
 
 
+class TokenCounts(NamedTuple):
+    """Tokens that a model reads and writes for a batch, and the positions of the rows that they stand in."""
+
+    inputs: int
+    """Padding left out."""
+    input_positions: int
+    """With padding."""
+    targets: int = 0
+    """None of its own in a decoder, whose targets are its inputs."""
+    target_positions: int = 0
+
+    @property
+    def total(self) -> int:
+        """Inputs and targets, padding left out."""
+        return self.inputs + self.targets
+
+    @property
+    def nonpadding_fracs(self) -> dict[str, float]:
+        """Share of the positions that hold tokens, of each side there is, by its name in the log."""
+        fracs = {"input_nonpadding_frac": self.inputs / self.input_positions}
+        if self.target_positions:
+            fracs["target_nonpadding_frac"] = self.targets / self.target_positions
+        return fracs
+
+
 class Objective(Protocol):
     """A batch and a model to loss terms."""
 
@@ -23,8 +48,8 @@ class Objective(Protocol):
         """Terms in the batch's sums; known before the forward pass."""
         ...
 
-    def num_tokens(self, batch: Batch) -> int:
-        """Tokens that the model reads and writes for this batch, padding left out."""
+    def count_tokens(self, batch: Batch) -> TokenCounts:
+        """What the model reads and writes for this batch."""
         ...
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:

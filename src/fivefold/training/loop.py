@@ -15,7 +15,7 @@ from torch import nn
 from fivefold.data.loader import Step
 from fivefold.errors import DataError, ModelError
 from fivefold.lowrank.factor_optimizer import num_recovered
-from fivefold.objectives.objective import Batch, LossTerms, Objective
+from fivefold.objectives.objective import Batch, LossTerms, Objective, TokenCounts
 from fivefold.training.distributed import Processes
 from fivefold.training.optimizers import set_lr
 from fivefold.training.settings import LoopSettings
@@ -99,17 +99,17 @@ class Trainer:
         """One optimizer step on the micro-batches of this process.
 
         Returns:
-            loss, grad_norm, learning_rate (the run's, see `set_lr`), num_tokens, and stop: 1 if any process wants to
-            stop after this step.
+            loss, grad_norm, learning_rate (the run's, see `set_lr`), the shares of positions that hold tokens,
+            num_tokens, and stop: 1 if any process wants to stop after this step.
 
         Raises:
             ModelError: loss or gradient is not finite; the optimizer has not moved.
         """
-        count, num_tokens, stop = self.processes.sum(
-            sum(map(self.objective.count, micro_batches)),
-            sum(map(self.objective.num_tokens, micro_batches)),
-            float(want_stop),
+        tokens_of_batches = zip(*map(self.objective.count_tokens, micro_batches), strict=True)
+        count, stop, *sums = self.processes.sum(
+            sum(map(self.objective.count, micro_batches)), float(want_stop), *map(sum, tokens_of_batches)
         )
+        tokens = TokenCounts(*map(int, sums))
         if count == 0:
             raise DataError(f"Step {step + 1} has no target token; the data of this run hold empty targets only.")
         # Dropout follows from (seed, step, process), so a resumed run draws what the uninterrupted one would have.
@@ -136,7 +136,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": nll, "grad_norm": grad_norm, "learning_rate": lr, "num_tokens": num_tokens, "stop": stop}
+        measured = {"loss": nll, "grad_norm": grad_norm, "learning_rate": lr, **tokens.nonpadding_fracs}
+        return measured | {"num_tokens": tokens.total, "stop": stop}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch]) -> Evaluation:
@@ -212,14 +213,13 @@ def train(
         while state.step < total:
             micro_batches, source_state = next(steps)
             result = trainer.step(state.step, micro_batches, stop_requested())
-            tokens_seen = state.tokens_seen + int(result["num_tokens"])
+            tokens_seen = state.tokens_seen + int(result.pop("num_tokens"))
             state = LoopState(state.step + 1, tokens_seen, source_state)
-            is_last, must_stop = state.step == total, result["stop"] > 0
+            is_last, must_stop = state.step == total, result.pop("stop") > 0
             telemetry.advance(state.step)
             if state.step % settings.log_every == 0 or is_last:
-                logged = {name: result[name] for name in ("loss", "learning_rate", "grad_norm")}
                 recovered = num_recovered(trainer.optimizer)
-                telemetry.log_step(state.step, **logged, tokens_seen=tokens_seen, recovered_factors=recovered)
+                telemetry.log_step(state.step, **result, tokens_seen=tokens_seen, recovered_factors=recovered)
             eval_loss = measure(state.step) if is_last or _is_due(state.step, settings.eval_every) else None
             if is_last or must_stop or _is_due(state.step, settings.save_every):
                 with telemetry.paused("saving"):

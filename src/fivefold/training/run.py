@@ -123,6 +123,7 @@ def run_training(
             tokens_seen=state.tokens_seen,
             enabled=processes.is_first,
         ) as telemetry:
+            telemetry.say(f"training on {training.describe()}")
             if checkpoint is not None:
                 telemetry.say(f"going on from {checkpoint}")
             state = train(trainer, steps, state, loop, telemetry, evaluate, save)

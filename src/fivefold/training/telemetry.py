@@ -29,12 +29,14 @@ class Telemetry:
     """The run's log and progress bar; on every process but the first it does nothing.
 
     Lines of log.jsonl, one a logged step and one an evaluation (`step` counts updates made):
-        {"step", "loss", "learning_rate", "grad_norm", "tokens_seen", "tokens_per_second", "seconds", "memory_bytes"}
+        {"step", "loss", "learning_rate", "grad_norm", "tokens_seen", "tokens_per_second", "seconds", "memory_bytes",
+         "input_nonpadding_frac", "target_nonpadding_frac"}
         {"step", "eval_loss", "eval_tokens", "eval_perplexity", "eval_galore_perplexity", "seconds"}
     `eval_loss` is the mean over tokens and `eval_perplexity` e to it; `eval_galore_perplexity` is e to the sum of the n
     batches' means over n + 1, as GaLore's script prints it: it depends on the batch size, and serves to compare tables.
-    `seconds` runs from the start of the run, over resumes; `tokens_per_second` leaves out what happened inside
-    `paused`; `memory_bytes` is the peak, of the GPU where there is one. A number that is not finite is null.
+    Tokens are counted without padding; the two shares say how much of the rows is none. `seconds` runs from the start
+    of the run, over resumes; `tokens_per_second` leaves out what happened inside `paused`; `memory_bytes` is the peak,
+    of the GPU where there is one. A number that is not finite is null.
 
     Use it as a context manager: leaving it closes the files and the bar, also after an error.
 
@@ -105,6 +107,8 @@ class Telemetry:
         learning_rate: float,
         grad_norm: float,
         tokens_seen: int,
+        input_nonpadding_frac: float | None = None,
+        target_nonpadding_frac: float | None = None,
         recovered_factors: int | None = None,
     ) -> None:
         """Write one line for the step just made.
@@ -115,6 +119,8 @@ class Telemetry:
             learning_rate: the one the step was made with.
             grad_norm: before clipping.
             tokens_seen: by all processes since the start of the run.
+            input_nonpadding_frac: share of the step's input positions that hold tokens and no padding.
+            target_nonpadding_frac: the same for targets; None for a decoder, which has none of their own.
             recovered_factors: near-singular low-rank layers whose step was damped or left out since the last line.
         """
         if not self.enabled:
@@ -132,8 +138,12 @@ class Telemetry:
             "seconds": self._seconds(),
             "memory_bytes": peak_memory_bytes(),
         }
-        if recovered_factors is not None:
-            measured["recovered_factors"] = recovered_factors
+        optional = {
+            "input_nonpadding_frac": input_nonpadding_frac,
+            "target_nonpadding_frac": target_nonpadding_frac,
+            "recovered_factors": recovered_factors,
+        }
+        measured |= {name: value for name, value in optional.items() if value is not None}
         self._write("train", step, measured)
         self._progress.show(step, f"loss {loss:.4f}", f"lr {learning_rate:.2e}", f"{tokens_per_second:,.0f} tokens/s")
 

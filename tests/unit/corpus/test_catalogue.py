@@ -2,7 +2,14 @@
 
 import json
 
-from fivefold.corpus.catalogue import ENTRIES, format_catalogue, parse_plays, parse_reviews, parse_sanguo
+from fivefold.corpus.catalogue import (
+    ENTRIES,
+    format_catalogue,
+    parse_instructions,
+    parse_plays,
+    parse_reviews,
+    parse_sanguo,
+)
 
 
 def test_reviews_are_distinct_and_unambiguous() -> None:
@@ -36,6 +43,18 @@ def test_plays_are_cut_at_their_scenes() -> None:
         {"text": f"PLAY\n\n{clean}", "title": "some play"},
         {"text": f"ACT I.\n\nScene I. A street.\n\n{clean}", "title": "some play"},
         {"text": f"SCENE 2\n\n  Act with speed, said he.\n{clean}", "title": "some play"},
+    ]
+
+
+def test_instructions_take_their_input_along() -> None:
+    rows = [
+        {"instruction": "Add. ", "input": "1 and 2", "output": "3 "},
+        {"instruction": "Say hello.", "input": "", "output": "Hello."},
+        {"instruction": "Say hello.", "input": " ", "output": "Hi."},
+    ]
+    assert list(parse_instructions({"demo.json": json.dumps(rows).encode()})) == [
+        {"prompt": "Add.\n1 and 2", "response": "3"},
+        {"prompt": "Say hello.", "response": "Hello."},
     ]
 
 

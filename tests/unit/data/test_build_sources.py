@@ -138,6 +138,42 @@ def test_pairs_are_split_and_padded(pair_file, tokenizer) -> None:
     assert len(set(prompts)) == 300
 
 
+def test_packed_pairs_are_measured_on_padded_ones(pair_file, tokenizer) -> None:
+    corpus, objective = CorpusSettings([str(pair_file)]), ObjectiveSettings("seq2seq", 64)
+    sources = [
+        build_sources(corpus, DataSettings(validation_frac=FRAC, packing=packing), objective, tokenizer, seed=0)
+        for packing in (False, True)
+    ]
+    (padded, padded_validation), (packed, packed_validation) = sources
+    assert (packed.samples_per_epoch or 0) < 0.3 * (padded.samples_per_epoch or 0)
+    numbers = np.arange(20)
+    for name, array in (padded_validation or padded).batch(numbers).items():
+        np.testing.assert_array_equal(array, (packed_validation or packed).batch(numbers)[name])
+
+
+@pytest.mark.parametrize("objective", ["span", "ul2"])
+def test_packed_rows_hold_whole_documents(objective, prepared, texts, tokenizer) -> None:
+    settings, corpus = ObjectiveSettings(objective, 128), CorpusSettings([str(prepared)])
+    training, validation = build_sources(corpus, DataSettings(packing=True), settings, tokenizer, seed=0)
+    again, _ = build_sources(corpus, DataSettings(packing=True), settings, tokenizer, seed=0)
+    other, other_validation = build_sources(corpus, DataSettings(packing=True), settings, tokenizer, seed=1)
+    assert validation is not None
+    assert other_validation is not None
+    batch = training.batch(np.arange(8))
+    assert 100 < batch["input_ids"].shape[1] <= 128
+    assert batch["segments"].max() > 3
+    for name, array in batch.items():
+        np.testing.assert_array_equal(array, again.batch(np.arange(8))[name])
+    assert batch["input_ids"].tolist() != other.batch(np.arange(8))["input_ids"].tolist()
+    for name, array in validation.batch(np.arange(2)).items():
+        np.testing.assert_array_equal(array, other_validation.batch(np.arange(2))[name])
+    held_out = sum(is_held_out(text, FRAC) for text in texts)
+    assert f"{held_out} documents" in validation.describe()
+    given = replace(settings, target_length=100)
+    training, _ = build_sources(corpus, DataSettings(packing=True), given, tokenizer, seed=0)
+    assert "128 and 100 tokens" in training.describe()
+
+
 def test_the_tokenizer_comes_with_the_folder(prepared, text_file, tokenizer, tmp_path) -> None:
     opened = open_tokenizer(CorpusSettings([str(prepared)]), DataSettings())
     assert opened.get_vocab() == tokenizer.get_vocab()

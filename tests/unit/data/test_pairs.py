@@ -5,11 +5,22 @@ import numpy as np
 from fivefold.data.pairs import PairSource
 
 
-def make(num_pairs: int = 20, seed: int = 0, shuffle: bool = True) -> PairSource:
+def make(
+    num_pairs: int = 20,
+    seed: int = 0,
+    shuffle: bool = True,
+    lengths: tuple[int, int] = (8, 12),
+) -> PairSource:
     prompts = [np.arange(100 * (pair + 1), 100 * (pair + 1) + pair) for pair in range(num_pairs)]
     responses = [np.array([pair + 10] * (num_pairs - pair)) for pair in range(num_pairs)]
     return PairSource(
-        prompts, responses, input_length=8, target_length=12, eos_id=1, pad_id=0, seed=seed, shuffle=shuffle
+        *(prompts, responses),
+        input_length=lengths[0],
+        target_length=lengths[1],
+        eos_id=1,
+        pad_id=0,
+        seed=seed,
+        shuffle=shuffle,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.batch_plan import BatchPlan
@@ -18,25 +19,29 @@ NUM_STEPS = 12
 Samples = list[tuple[list[int], list[int]]]
 
 
-@pytest.fixture(scope="module", params=["prepared", "stream"])
-def corpus(request: pytest.FixtureRequest, tmp_path_factory, texts: list[str], tokenizer: Any) -> CorpusSettings:
-    folder: Path = tmp_path_factory.mktemp("corpus")
-    settings = CorpusSettings([str(folder / "text.txt")])
-    (folder / "text.txt").write_text("\n".join(texts))
-    if request.param == "stream":
-        return settings
-    prepare_tokens(settings, PrepareSettings("", ""), tokenizer, folder)
-    return CorpusSettings([str(folder)])
-
-
-@pytest.fixture(scope="module", params=["ul2", "causal"])
-def objective(request: pytest.FixtureRequest) -> ObjectiveSettings:
-    return ObjectiveSettings(request.param, 64)
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(texts))
+    return path
 
 
 @pytest.fixture(scope="module")
-def open_source(corpus: CorpusSettings, objective: ObjectiveSettings, tokenizer: Any) -> Callable[[], Source]:
-    return lambda: build_sources(corpus, DataSettings(), objective, tokenizer, seed=3)[0]
+def prepared(tmp_path_factory: pytest.TempPathFactory, text_file: Path, tokenizer: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("prepared")
+    prepare_tokens(CorpusSettings([str(text_file)]), PrepareSettings("", ""), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=["prepared ul2", "prepared causal", "prepared ul2 packed", "text_file ul2", "text_file causal"],
+)
+def open_source(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[[], Source]:
+    kind, objective, *packed = request.param.split()
+    corpus = CorpusSettings([str(request.getfixturevalue(kind))])
+    data, settings = DataSettings(packing=bool(packed)), ObjectiveSettings(objective, 64)
+    return lambda: build_sources(corpus, data, settings, tokenizer, seed=3)[0]
 
 
 def samples(step: Step) -> Samples:
@@ -44,9 +49,9 @@ def samples(step: Step) -> Samples:
     rows: Samples = []
     for batch in step.micro_batches:
         for row in range(len(batch["labels"])):
-            mask = batch["attention_mask"][row] if "attention_mask" in batch else batch["input_ids"][row] >= 0
+            mask = batch.get("segments", batch.get("attention_mask", torch.ones_like(batch["input_ids"])))[row]
             labels = batch["labels"][row]
-            rows.append((batch["input_ids"][row][mask == 1].tolist(), labels[labels != -100].tolist()))
+            rows.append((batch["input_ids"][row][mask > 0].tolist(), labels[labels != -100].tolist()))
     return rows
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fivefold.errors import DataError
-from fivefold.objectives.objective import Batch, LossTerms
+from fivefold.objectives.objective import Batch, LossTerms, TokenCounts
 from fivefold.training.distributed import Processes
 from fivefold.training.loop import Evaluation, LoopState, Trainer, train
 from fivefold.training.settings import LoopSettings
@@ -24,7 +24,8 @@ class GivenLosses:
     def count(self, batch: Batch) -> int:
         return batch["losses"].numel()
 
-    num_tokens = count
+    def count_tokens(self, batch: Batch) -> TokenCounts:
+        return TokenCounts(self.count(batch), self.count(batch))
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         total = model(batch["losses"]).sum()

@@ -60,6 +60,17 @@ def test_every_logged_step_is_one_line_of_json(tmp_path):
     }
 
 
+def test_shares_without_padding_are_logged_where_there_are_any(tmp_path):
+    measured = {"loss": 1.0, "learning_rate": 1.0, "grad_norm": 1.0, "tokens_seen": 5}
+    with Telemetry(tmp_path, 10, SETTINGS) as telemetry:
+        telemetry.log_step(1, **measured, input_nonpadding_frac=0.5, target_nonpadding_frac=0.75)
+        telemetry.log_step(2, **measured, input_nonpadding_frac=0.25)
+    pair, decoder = read_log_lines(tmp_path / "log.jsonl")
+    assert (pair["input_nonpadding_frac"], pair["target_nonpadding_frac"]) == (0.5, 0.75)
+    assert decoder["input_nonpadding_frac"] == 0.25
+    assert "target_nonpadding_frac" not in decoder
+
+
 def test_tensorboard_holds_the_same_curves(tmp_path):
     run_steps(tmp_path, 1, 5)
     assert scalars(tmp_path, "train/loss") == [(step, pytest.approx(9.0 / step)) for step in range(1, 6)]
