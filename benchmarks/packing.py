@@ -3,36 +3,34 @@
 python benchmarks/packing.py [--corpora zh_reviews zh_instructions] [--dtypes bfloat16] [--size small] [--steps 6]
     [--rounds 3] [--threads 2] [--output FILE]
 
-A corpus is tokenised and packed: reviews for span corruption, each by itself, or instructions with their answers, cut
-at 512 tokens. A step trains on 8 packed rows, or on as many examples, drawn at random, as have as many tokens, padded
-in micro-batches of 16, which take about as much memory, and whose gradients are added up. Padded to 256, longer ones
-are cut, and only what is left counts. A step is forward, loss, backward, clipping at 1.0, fused AdamW and zero_grad, no
-dropout. Each measurement is a process of its own and the variants take turns. The two corpora take about 25 minutes on
-two cores.
+A corpus is tokenised and packed: reviews for span corruption, each by itself, into rows of 512, or instructions of at
+most 128 tokens with answers of at most 512 into rows of as many. A step trains on 8 packed rows, or on as many
+examples, drawn at random, as have as many tokens, padded in micro-batches of 16, which take about as much memory, and
+whose gradients are added up. Padded to 256, longer ones are cut, and only what is left counts. A step is forward, loss,
+backward, clipping at 1.0, fused AdamW and zero_grad, no dropout. Each measurement is a process of its own and the
+variants take turns. The two corpora take about 25 minutes on two cores.
 """
 
 import argparse
 import json
-import os
 import pickle
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import measured_on
 from t5_training import build
 
 ROW, FIXED, ROWS_AT_ONCE, EXAMPLES_AT_ONCE = 512, 256, 8, 16
 VOCAB_SIZE = 8192
 Batch = dict[str, np.ndarray]
 VARIANTS = {
-    "packed": ("fivefold", "packed into rows of 512"),
+    "packed": ("fivefold", "packed"),
     "longest": ("fivefold", "padded to the longest"),
     "fixed": ("fivefold", "padded to 256"),
     "transformers": ("transformers", "padded to the longest"),
@@ -68,9 +66,9 @@ def pack_corpus(name: str, num_steps: int, folder: Path) -> str:
         examples: ExampleSource = DocumentSource(TokenShards.of_documents(ids[0]), corruption, pad_id=pad_id, seed=0)
         capacity, task = (ROW, balanced_length(examples.lengths, ROW)), "span corruption"
     else:
-        limits = {"input_length": ROW, "target_length": ROW, "eos_id": special_id(tokenizer, "eos_token")}
+        limits = {"input_length": ROW // 4, "target_length": ROW, "eos_id": special_id(tokenizer, "eos_token")}
         examples = PairSource(*ids, **limits, pad_id=pad_id, seed=0)
-        capacity, task = (ROW, ROW), "prompt to response"
+        capacity, task = (ROW // 4, ROW), "prompt to response"
     packed = PackedSource(examples, capacity)
     tokens_per_step = ROWS_AT_ONCE * examples.lengths.sum() / (packed.samples_per_epoch or 1)
     drawn = np.random.default_rng(0).permutation(len(examples.lengths))
@@ -82,7 +80,7 @@ def pack_corpus(name: str, num_steps: int, folder: Path) -> str:
             seq2seq_batch(*examples.sides(some, np.zeros_like(some)), pad_id)
             for some in np.array_split(drawn[step_of == step], -(-(step_of == step).sum() // EXAMPLES_AT_ONCE))
         ]
-        fixed = [at_length(batch, FIXED, capacity[1] * FIXED // ROW, pad_id) for batch in padded]
+        fixed = [at_length(batch, FIXED, min(FIXED, capacity[1]), pad_id) for batch in padded]
         batches = {"packed": [packed.batch(rows)], "longest": padded, "fixed": fixed}
         (folder / f"{step}.pickle").write_bytes(pickle.dumps(batches))
     sides = [
@@ -189,13 +187,12 @@ def main() -> None:
         variant, dtype, folder = arguments.measure
         measure(variant, dtype, Path(folder), arguments.size, arguments.threads)
         return
-    versions = ", ".join(f"{name} {version(name)}" for name in ("fivefold", "torch", "transformers"))
     lines = [
         f"T5 v1.1 {arguments.size}, {arguments.threads} threads; {arguments.rounds} processes of {arguments.steps} "
         f"steps each, taking turns; {ROWS_AT_ONCE} packed rows a step, or examples with as many tokens, padded in "
         f"micro-batches of {EXAMPLES_AT_ONCE}. Median process, slowest to fastest in brackets; padding does not count.",
         "",
-        f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}.",
+        measured_on("transformers"),
     ]
     with tempfile.TemporaryDirectory() as work:
         for name in arguments.corpora:
@@ -204,15 +201,6 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

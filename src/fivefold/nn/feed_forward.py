@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fivefold.nn.gated_product import ACTIVATIONS, gated_product
+from fivefold.nn.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -29,8 +30,8 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, d_ff: int, activation: str, *, is_gated: bool, dropout_rate: float = 0.0) -> None:
         super().__init__()
         for name in ("wi_0", "wi_1") if is_gated else ("wi",):
-            self.add_module(name, nn.Linear(d_model, d_ff, bias=False))
-        self.wo = nn.Linear(d_ff, d_model, bias=False)
+            self.add_module(name, Linear(d_model, d_ff, bias=False))
+        self.wo = Linear(d_ff, d_model, bias=False)
         self.activation = ACTIVATIONS[activation]
         self.is_gated = is_gated
         self.dropout_rate = dropout_rate

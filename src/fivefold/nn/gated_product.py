@@ -64,7 +64,7 @@ def gated_product(gate: Tensor, up: Tensor, activation: Activation, dtype: torch
         [..., D].
     """
     dtype = dtype or torch.promote_types(gate.dtype, up.dtype)
-    if activation in _DERIVATIVES:
+    if activation in _DERIVATIVES and torch.is_grad_enabled():
         return _GatedProduct.apply(gate, up, activation, dtype)
     return activation(gate.to(dtype)) * up.to(dtype)
 

@@ -109,7 +109,7 @@ class _Tiles:
     ) -> None:
         self.q, self.k = (x.reshape(-1, *x.shape[2:]) for x in (q, k))
         self.num_heads, self.scale = q.shape[1], scale
-        self.bias, self.visible = None if bias is None else bias[0].to(q.dtype), visible
+        self.bias, self.hidden = None if bias is None else bias[0].to(q.dtype), None if visible is None else ~visible
         self.dropout_rate, self.generator = dropout_rate, torch.Generator().manual_seed(seed)
         # A tile is a part of one row's heads, or some rows' heads.
         fitting = max(1, _TILE_BYTES // max(1, q.shape[2] * k.shape[2] * q.element_size()))
@@ -142,10 +142,10 @@ class _Tiles:
             scores.unflatten(0, (-1, len(bias))).copy_(bias)
             beta = 1
         torch.baddbmm(scores, self.q[tile], self.k[tile].mT, beta=beta, alpha=self.scale, out=scores)
-        if self.visible is not None:
+        if self.hidden is not None:
             rows = slice(tile.start // self.num_heads, (tile.stop - 1) // self.num_heads + 1)
-            visible = self.visible if len(self.visible) == 1 else self.visible[rows]
-            scores.unflatten(0, (rows.stop - rows.start, -1)).masked_fill_(~visible, float("-inf"))
+            hidden = self.hidden if len(self.hidden) == 1 else self.hidden[rows]
+            scores.unflatten(0, (rows.stop - rows.start, -1)).masked_fill_(hidden, float("-inf"))
         if not self.may_be_blind:
             return torch.softmax(scores, -1, out=scores)
         is_blind = scores.amax(-1, keepdim=True).isneginf()

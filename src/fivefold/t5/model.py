@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from fivefold.errors import ModelError
 from fivefold.nn.alibi import AdaptiveALiBi
+from fivefold.nn.linear import Linear
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
 from fivefold.nn.norms import LayerNorm, RMSNorm
 from fivefold.nn.relative_bias import RelativePositionBias
@@ -141,7 +142,7 @@ class T5Decoder(T5PreTrainedModel):
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.decoder = T5Stack(config, is_decoder=True)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def forward(
@@ -179,7 +180,7 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, is_decoder=False)
         self.decoder = T5Stack(config, is_decoder=True)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     if TYPE_CHECKING:  # the mixin's own signature asks for more than type checkers can see

@@ -12,6 +12,7 @@ from transformers import EncoderDecoderCache
 
 from fivefold.nn.attention import attention
 from fivefold.nn.feed_forward import FeedForward
+from fivefold.nn.linear import Linear
 from fivefold.nn.norms import NORMS, RMSNorm
 from fivefold.nn.relative_bias import RelativePositionBias
 from fivefold.t5.config import T5Config
@@ -35,10 +36,10 @@ class T5Attention(nn.Module):
     def __init__(self, config: T5Config, layer_idx: int, *, is_causal: bool, has_bias: bool) -> None:
         super().__init__()
         inner_dim, key_dim = config.num_heads * config.d_kv, config.key_heads * config.d_kv
-        self.q = nn.Linear(config.d_model, inner_dim, bias=False)
-        self.k = nn.Linear(config.d_model, key_dim, bias=False)
-        self.v = nn.Linear(config.d_model, key_dim, bias=False)
-        self.o = nn.Linear(inner_dim, config.d_model, bias=False)
+        self.q = Linear(config.d_model, inner_dim, bias=False)
+        self.k = Linear(config.d_model, key_dim, bias=False)
+        self.v = Linear(config.d_model, key_dim, bias=False)
+        self.o = Linear(inner_dim, config.d_model, bias=False)
         self.scale = 1.0
         if config.qk_norm:
             self.q_norm = RMSNorm(config.d_kv, config.layer_norm_epsilon)
