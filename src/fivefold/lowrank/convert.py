@@ -13,6 +13,7 @@ from fivefold.lowrank.initialise import initialise_factors
 from fivefold.lowrank.replace import empty_factors, factor_pairs, replace_modules
 from fivefold.lowrank.store import refuse_dense_form
 from fivefold.lowrank.targets import Scope, find_targets, linear_layers, name_patterns
+from fivefold.nn.linear import PLAIN_LINEAR
 from fivefold.nn.low_rank import LowRankLinear
 
 
@@ -142,7 +143,7 @@ def plain_factors(name: str, layer: LowRankLinear) -> tuple[Tensor, Tensor]:
         ModelError: something else sits in a factor's place, such as a LoRA adapter, which the two would leave out.
     """
     for part in (layer.left, layer.right):
-        if type(part) is not nn.Linear:
+        if type(part) not in PLAIN_LINEAR:
             raise ModelError(f"A factor of {name} is a {type(part).__name__}: merge or remove such adapters first.")
     return layer.left.weight, layer.right.weight
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fivefold.errors import ModelError
+from fivefold.nn.linear import PLAIN_LINEAR
 from fivefold.nn.low_rank import LowRankLinear
 from fivefold.t5.config import T5_TYPES
 
@@ -49,16 +50,15 @@ def kind_of(name: str, patterns: Patterns) -> Kind | None:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Every plain `nn.Linear` by name, but for the output layer and the two inside each factored layer.
-
-    Subclasses are left out: they may use their weight in ways of their own.
-    """
+    """Every plain linear layer by name, but for the output layer and the two inside each factored layer."""
     others = {model.get_output_embeddings()}
     for module in model.modules():
         if isinstance(module, LowRankLinear):
             others.update(module.children())
     return {
-        name: module for name, module in model.named_modules() if type(module) is nn.Linear and module not in others
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module) in PLAIN_LINEAR and module not in others
     }
 
 

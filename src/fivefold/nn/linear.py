@@ -19,4 +19,7 @@ class Linear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
+# What holds a plain weight and nothing else, for code that replaces such layers; subclasses may have ways of their own.
+PLAIN_LINEAR = (nn.Linear, Linear)
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from fivefold.nn.linear import Linear
+
 
 class LowRankLinear(nn.Module):
     """y = (x A^T) B^T + b: `left.weight` is B [out, rank], `right.weight` is A [rank, in], W = B A is never formed.
@@ -21,8 +23,8 @@ class LowRankLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.right = nn.Linear(in_features, rank, bias=False)
-        self.left = nn.Linear(rank, out_features, bias=bias)
+        self.right = Linear(in_features, rank, bias=False)
+        self.left = Linear(rank, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out] through [..., rank]."""
