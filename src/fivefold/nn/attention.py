@@ -4,6 +4,9 @@ Shapes: B batch, H heads, J heads of the keys and values (H is a multiple of J),
 """
 
 import functools
+import logging
+import os
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fivefold.errors import ModelError
-from fivefold.nn.flash_attention import BlockBias, flash_attention, memory_efficient_attention
+from fivefold.nn.flash_attention import BlockBias, DistanceBias, flash_attention, memory_efficient_attention
 from fivefold.nn.tiled_attention import tiled_attention
 
-Kernel = Literal["auto", "sdpa", "tiled", "flash", "memory_efficient"]
+log = logging.getLogger("fivefold")
+
+Kernel = Literal["auto", "sdpa", "tiled", "flash", "memory_efficient", "triton"]
+
+_HAS_TRITON = find_spec("triton") is not None
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON_HEAD_DIM = 128
 
 
 def attention(
@@ -40,8 +49,10 @@ def attention(
             its gradient; here the work is done in tiles of a core's cache.
         flash: `flash_attention`, which holds one block of scores, on any device and with a `BlockBias`.
         memory_efficient: `memory_efficient_attention`, the same in checkpointed blocks.
-        auto: tiled on a CPU for a bias [1, H, Q, K] that needs a gradient, flash for a `BlockBias` and on a CPU for
-            another bias that needs one, else sdpa. Dropout is sdpa's alone.
+        triton: `triton_attention` on an NVIDIA GPU, for a `DistanceBias` or none.
+        auto: triton for a `DistanceBias` where it can, flash for another `BlockBias`; tiled on a CPU for a bias
+            [1, H, Q, K] that needs a gradient, and flash there for another matrix that needs one; else sdpa. What
+            training got is logged once. Dropout is sdpa's alone.
 
     Args:
         bias: [1 or B, 1 or H, Q, K], added to the scores, -inf forbids a pair; or a `BlockBias`.
@@ -61,9 +72,9 @@ def attention(
     if (query_segments is None) != (key_segments is None):
         raise ModelError("Only one of query_segments and key_segments is given; give both or none.")
     if kernel == "auto":
-        kernel = _choose(q_BHQD, bias, dropout_rate)
+        kernel = _choose(q_BHQD, v_BJKD, bias, dropout_rate)
     else:
-        _check(kernel, q_BHQD, bias, dropout_rate)
+        _check(kernel, q_BHQD, v_BJKD, bias, dropout_rate)
     masks: dict[str, Any] = {
         "key_mask": key_mask,
         "query_segments": query_segments,
@@ -74,6 +85,11 @@ def attention(
     if kernel in ("flash", "memory_efficient"):
         blockwise = flash_attention if kernel == "flash" else memory_efficient_attention
         return blockwise(q_BHQD, k_BJKD, v_BJKD, bias=bias, scale=scale, **masks)
+    if kernel == "triton":
+        from fivefold.nn.triton_attention import triton_attention  # imports triton, which not everyone has
+
+        assert bias is None or isinstance(bias, DistanceBias)
+        return triton_attention(q_BHQD, k_BJKD, v_BJKD, bias=bias, scale=scale, **masks)
     assert not isinstance(bias, BlockBias)
     if kernel == "tiled":
         visible = _visible(q_BHQD, k_BJKD, **masks)
@@ -106,26 +122,89 @@ def check_kernel(name: str) -> None:
         raise ModelError(f"There is no attention kernel {name!r}; there are {', '.join(get_args(Kernel))}.")
 
 
-def _choose(q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
-    if isinstance(bias, BlockBias):
-        return "flash"
-    if bias is None or not bias.requires_grad or not torch.is_grad_enabled() or q.is_cuda or dropout_rate:
-        return "sdpa"
-    return "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
+def takes_distances(kernel: Kernel, like: Tensor, *, head_dim: int, query_len: int, dropout_rate: float) -> bool:
+    """Whether T5's bias is better handed to `attention` as a `DistanceBias` than as a matrix.
+
+    Args:
+        kernel: the one that `attention` will be called with.
+        like: a tensor on the device and of the type of the queries, as far as known.
+        query_len: a single query, as in generation, needs one row of a matrix and no kernel.
+    """
+    if kernel != "auto":
+        return kernel == "triton"
+    if not like.is_cuda or query_len == 1:
+        return False
+    lack = "it has no dropout" if dropout_rate else _lack_of_triton(like, head_dim, head_dim)
+    if lack:
+        _say(f"T5's position bias goes as a matrix, the slower road, since the attention kernel 'triton' is out: {lack}")
+    return lack is None
 
 
-def _check(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
+def _choose(q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
+    needs_grad = isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled()
+    kernel: Kernel = "sdpa"
+    if isinstance(bias, DistanceBias) and q.is_cuda and not dropout_rate and not _lack_of_triton(q, *_head_dims(q, v)):
+        kernel = "triton"
+    elif isinstance(bias, BlockBias):
+        kernel = "flash"
+    elif bias is not None and needs_grad and not q.is_cuda and not dropout_rate:
+        kernel = "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
+    if torch.is_grad_enabled():
+        kind = "no bias" if bias is None else "a trained bias" if needs_grad else "a bias"
+        _say(f"attention with {kind if isinstance(bias, Tensor | None) else type(bias).__name__} on {q.device.type}: {kernel}")
+    return kernel
+
+
+def _check(kernel: Kernel, q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
     check_kernel(kernel)
     lacks = f"The attention kernel {kernel!r}"
     if dropout_rate and kernel != "sdpa":
         raise ModelError(f"{lacks} has no dropout; use 'auto' or 'sdpa', or a dropout_rate of 0.")
-    if isinstance(bias, BlockBias):
+    if kernel == "triton":
+        if not isinstance(bias, DistanceBias | None):
+            given = "another BlockBias" if isinstance(bias, BlockBias) else f"a matrix {list(bias.shape)}"
+            raise ModelError(f"{lacks} takes a DistanceBias, such as T5's, or none, but got {given}; use 'auto'.")
+        if lack := _lack_of_triton(q, *_head_dims(q, v)):
+            raise ModelError(f"{lacks} cannot be used: {lack}; use 'auto', 'sdpa' or 'flash'.")
+    elif isinstance(bias, BlockBias):
         if kernel in ("sdpa", "tiled"):
             raise ModelError(f"{lacks} takes a bias as a matrix, not a BlockBias; use 'flash' or 'memory_efficient'.")
     elif kernel == "tiled" and bias is not None and bias.shape[:2] != (1, q.shape[1]):
         raise ModelError(
             f"{lacks} takes a bias [1, {q.shape[1]}, queries, keys] and got {list(bias.shape)}; use 'auto' or 'sdpa'."
         )
+
+
+def _head_dims(q: Tensor, v: Tensor) -> tuple[int, int]:
+    return q.shape[-1], v.shape[-1]
+
+
+def _lack_of_triton(q: Tensor, head_dim: int, value_dim: int) -> str | None:
+    """Why the kernel "triton" cannot be used for such queries; None if it can."""
+    if not _HAS_TRITON:
+        return "triton is not installed (pip install 'fivefold[triton]')"
+    if not q.is_cuda:
+        if q.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+            return f"the tensors are on the device {q.device.type!r}, not on an NVIDIA GPU"
+        if q.dtype == torch.bfloat16:
+            return "Triton's interpreter (TRITON_INTERPRET=1) cannot multiply bfloat16"
+    elif torch.version.hip or (not torch.compiler.is_compiling() and torch.cuda.get_device_capability(q.device) < (8, 0)):
+        return "it is made for NVIDIA GPUs of the year 2020 (Ampere, compute capability 8.0) and later"
+    if q.dtype not in _TRITON_DTYPES:
+        return f"it computes float32, bfloat16 and float16, not {q.dtype}"
+    if head_dim > _TRITON_HEAD_DIM or head_dim != value_dim:
+        return f"it is made for a head_dim up to {_TRITON_HEAD_DIM}, the values' too, not {head_dim} and {value_dim}"
+    return None
+
+
+def _say(text: str) -> None:
+    if not torch.compiler.is_compiling():  # a log line would break the graph
+        _say_once(text)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.info("%s", text)
 
 
 def _visible(
