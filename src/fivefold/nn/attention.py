@@ -136,22 +136,23 @@ def takes_distances(kernel: Kernel, like: Tensor, *, head_dim: int, query_len: i
         return False
     lack = "it has no dropout" if dropout_rate else _lack_of_triton(like, head_dim, head_dim)
     if lack:
-        _say(f"T5's position bias goes as a matrix, the slower road, since the attention kernel 'triton' is out: {lack}")
+        _say(f"T5's position bias goes as a matrix, not to the faster attention kernel 'triton': {lack}")
     return lack is None
 
 
 def _choose(q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
-    needs_grad = isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled()
     kernel: Kernel = "sdpa"
-    if isinstance(bias, DistanceBias) and q.is_cuda and not dropout_rate and not _lack_of_triton(q, *_head_dims(q, v)):
-        kernel = "triton"
-    elif isinstance(bias, BlockBias):
-        kernel = "flash"
-    elif bias is not None and needs_grad and not q.is_cuda and not dropout_rate:
-        kernel = "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
+    kind = "no bias" if bias is None else "a fixed bias"
+    if isinstance(bias, BlockBias):
+        kind, kernel = f"a {type(bias).__name__}", "flash"
+        if isinstance(bias, DistanceBias) and q.is_cuda and not dropout_rate:
+            kernel = "flash" if _lack_of_triton(q, q.shape[-1], v.shape[-1]) else "triton"
+    elif bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        kind = "a trained bias"
+        if not q.is_cuda and not dropout_rate:
+            kernel = "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
     if torch.is_grad_enabled():
-        kind = "no bias" if bias is None else "a trained bias" if needs_grad else "a bias"
-        _say(f"attention with {kind if isinstance(bias, Tensor | None) else type(bias).__name__} on {q.device.type}: {kernel}")
+        _say(f"attention with {kind} on {q.device.type}: {kernel}")
     return kernel
 
 
@@ -164,7 +165,7 @@ def _check(kernel: Kernel, q: Tensor, v: Tensor, bias: Tensor | BlockBias | None
         if not isinstance(bias, DistanceBias | None):
             given = "another BlockBias" if isinstance(bias, BlockBias) else f"a matrix {list(bias.shape)}"
             raise ModelError(f"{lacks} takes a DistanceBias, such as T5's, or none, but got {given}; use 'auto'.")
-        if lack := _lack_of_triton(q, *_head_dims(q, v)):
+        if lack := _lack_of_triton(q, q.shape[-1], v.shape[-1]):
             raise ModelError(f"{lacks} cannot be used: {lack}; use 'auto', 'sdpa' or 'flash'.")
     elif isinstance(bias, BlockBias):
         if kernel in ("sdpa", "tiled"):
@@ -173,10 +174,6 @@ def _check(kernel: Kernel, q: Tensor, v: Tensor, bias: Tensor | BlockBias | None
         raise ModelError(
             f"{lacks} takes a bias [1, {q.shape[1]}, queries, keys] and got {list(bias.shape)}; use 'auto' or 'sdpa'."
         )
-
-
-def _head_dims(q: Tensor, v: Tensor) -> tuple[int, int]:
-    return q.shape[-1], v.shape[-1]
 
 
 def _lack_of_triton(q: Tensor, head_dim: int, value_dim: int) -> str | None:
@@ -188,13 +185,18 @@ def _lack_of_triton(q: Tensor, head_dim: int, value_dim: int) -> str | None:
             return f"the tensors are on the device {q.device.type!r}, not on an NVIDIA GPU"
         if q.dtype == torch.bfloat16:
             return "Triton's interpreter (TRITON_INTERPRET=1) cannot multiply bfloat16"
-    elif torch.version.hip or (not torch.compiler.is_compiling() and torch.cuda.get_device_capability(q.device) < (8, 0)):
-        return "it is made for NVIDIA GPUs of the year 2020 (Ampere, compute capability 8.0) and later"
+    elif torch.version.hip or not _is_ampere(q.device):
+        return "it is made for NVIDIA GPUs from the year 2020 on (Ampere, compute capability 8.0)"
     if q.dtype not in _TRITON_DTYPES:
         return f"it computes float32, bfloat16 and float16, not {q.dtype}"
     if head_dim > _TRITON_HEAD_DIM or head_dim != value_dim:
         return f"it is made for a head_dim up to {_TRITON_HEAD_DIM}, the values' too, not {head_dim} and {value_dim}"
     return None
+
+
+def _is_ampere(device: torch.device) -> bool:
+    # torch.compile cannot ask, and its own kernels have no use for older ones either.
+    return torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _say(text: str) -> None:

@@ -1,22 +1,23 @@
-"""Attention with a bias by distance for CUDA, in Triton: T5's relative bias and its gradient without a matrix of them.
+"""Attention with a bias by distance for CUDA, in Triton: T5's relative bias and its gradient, and no matrix of either.
 
-Importing this needs triton; `attention` does it when the kernel is used. TRITON_INTERPRET=1, set before the import, runs
+Importing this needs triton, so `attention` does it when the kernel is used. TRITON_INTERPRET=1, set before that, runs
 the kernels on a CPU, slowly.
 
-Shapes: B batch, H heads, J heads of the keys and values (H is a multiple of J), Q queries, K keys, D head_dim, R reach of
-the bias. Inside a kernel a tile is M queries by N keys, and head_dim is padded to W, a power of two.
+Shapes: B batch, H heads, J heads of the keys and values (H is a multiple of J), Q queries, K keys, D head_dim, R reach
+of the bias. Inside a kernel a tile is M queries by N keys, and head_dim is padded to W, a power of two.
 """
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fivefold.errors import ModelError
+from fivefold.nn import triton_kernels
 from fivefold.nn.flash_attention import DistanceBias, check_arguments
-from fivefold.nn.triton_kernels import forward, grad_keys, grad_queries
+
+_KERNELS: Any = triton_kernels  # a launch takes options that their signatures do not name
 
 
 def triton_attention(
@@ -57,8 +58,8 @@ def triton_attention(
     Raises:
         ModelError: arguments that do not fit together, or a gradient that is to be differentiated again.
 
-    Cost: seven matrix products a tile in the backward pass, two in the forward. Kept in between: q, k, v, the result and
-    one float32 a query and head. The bias's gradient takes 4 * B * H * Q / M * (2R + 4N) bytes for a moment.
+    Cost: seven matrix products a tile in the backward pass, two in the forward. Kept in between: q, k, v, the result
+    and one float32 a query and head. The bias's gradient takes 4 * B * H * Q / M * (2R + 4N) bytes for a moment.
     """
     masks = (key_mask, query_segments, key_segments)
     check_arguments(q_BHQD, k_BJKD, v_BJKD, bias, *masks, first_query, block_size or 1)
@@ -88,19 +89,18 @@ def distance_attention(
     out, log_sum = torch.empty_like(inputs[0]), q_BQHD.new_empty(batch, heads, query_len, dtype=torch.float32)
     if not out.numel() or not k_BKJD.shape[1]:
         return out.zero_(), log_sum.zero_()
-    tile, options = _launch("forward", q_BQHD, is_causal, block_size)
-    grid = (triton.cdiv(query_len, tile["M"]) * batch * heads,)
+    settings = _settings("forward", q_BQHD, is_causal, block_size)
     with _device_of(q_BQHD):
-        forward[grid](*inputs, *problem, out, log_sum, **tile, **options)
+        num_programs = _num_blocks(query_len, settings["M"]) * batch * heads
+        _KERNELS.forward[(num_programs,)](*inputs, *problem, out, log_sum, **settings)
     return out, log_sum
 
 
 @distance_attention.register_fake
 def _(q_BQHD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, query_len, heads, dim = q_BQHD.shape
-    return q_BQHD.new_empty(batch, query_len, heads, dim), q_BQHD.new_empty(
-        batch, heads, query_len, dtype=torch.float32
-    )
+    log_sum = q_BQHD.new_empty(batch, heads, query_len, dtype=torch.float32)
+    return q_BQHD.new_empty(batch, query_len, heads, dim), log_sum
 
 
 @torch.library.custom_op("fivefold::distance_attention_backward", mutates_args=())
@@ -129,30 +129,29 @@ def distance_attention_backward(
     if not q_BQHD.numel() or not k_BKJD.shape[1]:
         return grad_q.zero_(), grad_k.zero_(), grad_v.zero_(), grad_weight
     (batch, query_len, heads, _), (_, key_len, key_heads, _) = q_BQHD.shape, k_BKJD.shape
-    reach = weight_HR.shape[1] // 2
-    dot = torch.empty_like(log_sum_BHQ)
-    tile, options = _launch("grad_queries", q_BQHD, is_causal, block_size)
-    num_blocks, width = triton.cdiv(query_len, tile["M"]), 2 * reach + 4 * tile["N"]
-    sums = log_sum_BHQ.new_zeros(batch, heads, num_blocks, width) if has_bias_gradient else None
+    settings = _settings("grad_queries", q_BQHD, is_causal, block_size)
+    num_blocks, near = _num_blocks(query_len, settings["M"]), 2 * settings["N"]
+    dot, sums = torch.empty_like(log_sum_BHQ), None
+    if has_bias_gradient:
+        sums = log_sum_BHQ.new_zeros(batch, heads, num_blocks, 2 * problem.reach + 2 * near)
     with _device_of(q_BQHD):
         grid = (num_blocks * batch * heads,)
-        grad_queries[grid](*inputs, *problem, log_sum_BHQ, dot, grad_q, sums, **tile, **options)
-        tile_k, options = _launch("grad_keys", q_BQHD, is_causal, block_size)
-        grid = (triton.cdiv(key_len, tile_k["N"]) * batch * key_heads,)
-        grad_keys[grid](*inputs[:3], inputs[4], *problem, log_sum_BHQ, dot, grad_k, grad_v, **tile_k, **options)
+        _KERNELS.grad_queries[grid](*inputs, *problem, log_sum_BHQ, dot, grad_q, sums, **settings)
+        settings = _settings("grad_keys", q_BQHD, is_causal, block_size)
+        grid = (_num_blocks(key_len, settings["N"]) * batch * key_heads,)
+        q, k, v, _, grad = inputs
+        _KERNELS.grad_keys[grid](q, k, v, grad, *problem, log_sum_BHQ, dot, grad_k, grad_v, **settings)
     if sums is not None:
-        sums, near = sums.sum((0, 2)), 2 * tile["N"]
-        within = sums[:, near : near + 2 * reach + 1]
-        within[:, 0] += sums[:, :near].sum(1)
-        within[:, -1] += sums[:, near + 2 * reach + 1 :].sum(1)
+        before, within, after = sums.sum((0, 2)).split([near, 2 * problem.reach + 1, near - 1], 1)
+        within[:, 0] += before.sum(1)
+        within[:, -1] += after.sum(1)
         grad_weight.copy_(within)
     return grad_q, grad_k, grad_v, grad_weight
 
 
 @distance_attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    contiguous = {"memory_format": torch.contiguous_format}
-    return tuple(torch.empty_like(x, **contiguous) for x in (q, k, v, weight))
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, weight))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -201,15 +200,16 @@ def _problem(
     first_query: int,
     scale: float,
 ) -> _Problem:
-    masks = (x if x is None else x.contiguous() for x in (key_mask, query_segments, key_segments))
-    sizes = (q.shape[2], k.shape[2], q.shape[1], k.shape[1], first_query, weight.shape[1] // 2)
-    return _Problem(weight.contiguous(), *masks, *sizes, scale)
+    mask, ours, theirs = (x if x is None else x.contiguous() for x in (key_mask, query_segments, key_segments))
+    (_, query_len, heads, _), (_, key_len, key_heads, _), reach = q.shape, k.shape, weight.shape[1] // 2
+    sizes = (heads, key_heads, query_len, key_len, first_query, reach)
+    return _Problem(weight.contiguous(), mask, ours, theirs, *sizes, scale)
 
 
 def launch_settings(kernel: str, head_dim: int, element_bytes: int) -> tuple[int, int, int, int]:
     """M, N, warps and pipeline stages that spill next to nothing and fit consumer cards, which share 99 KiB."""
     if element_bytes == 4:
-        return (32, 32, 4, 1)
+        return (32, 32, 4 if head_dim <= 64 else 8, 1)
     small, large = {
         "forward": ((128, 64, 4, 2), (128, 64, 8, 2)),
         "grad_queries": ((64, 64, 4, 2), (64, 64, 8, 2)),
@@ -218,16 +218,17 @@ def launch_settings(kernel: str, head_dim: int, element_bytes: int) -> tuple[int
     return small if head_dim <= 64 else large
 
 
-def _launch(
-    kernel: str, q: Tensor, is_causal: bool, block_size: int | None
-) -> tuple[dict[str, Any], dict[str, int]]:
+def _settings(kernel: str, q: Tensor, is_causal: bool, block_size: int | None) -> dict[str, Any]:
     dim = q.shape[3]
     m, n, num_warps, num_stages = launch_settings(kernel, dim, q.element_size())
     if block_size is not None:
         m = n = block_size
-    wide = max(16, triton.next_power_of_2(dim))
-    tile = {"IS_CAUSAL": is_causal, "D": dim, "W": wide, "M": m, "N": n}
-    return tile, {"num_warps": num_warps, "num_stages": num_stages}
+    tile = {"IS_CAUSAL": is_causal, "D": dim, "W": max(16, 1 << (dim - 1).bit_length()), "M": m, "N": n}
+    return tile | {"num_warps": num_warps, "num_stages": num_stages}
+
+
+def _num_blocks(length: int, size: int) -> int:
+    return -(-length // size)
 
 
 def _device_of(x: Tensor) -> AbstractContextManager[Any]:

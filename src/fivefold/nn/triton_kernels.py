@@ -4,6 +4,9 @@ Shapes: a program's tile is M queries by N keys; D is head_dim, W the power of t
 [B, length, heads, D], without gaps.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+# (for it the functions of Triton's language are Python's, which they are not)
+
 import triton
 import triton.language as tl
 
@@ -46,11 +49,7 @@ def _store(ptr, values, batch, length, head, heads, rows, D: tl.constexpr, W: tl
 @triton.jit
 def _segments(ptr, batch, length, rows):
     """The example that each row belongs to; 0 for all where rows are not packed."""
-    if ptr is None:
-        segments = tl.zeros_like(rows)
-    else:
-        segments = tl.load(ptr + batch * length + rows, mask=rows < length, other=0)
-    return segments
+    return tl.zeros_like(rows) if ptr is None else tl.load(ptr + batch * length + rows, mask=rows < length, other=0)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ class Position(NamedTuple):
     """What a self-attention layer is told."""
 
     bias: Tensor | BlockBias | None = None
-    """[1, H, Q, K], to add to the scores; -inf where a causal layer may not look. Or what makes it, without the -inf."""
+    """[1, H, Q, K], to add to the scores, -inf where a causal layer may not look; or what makes one, without -inf."""
     query_turn: tuple[Tensor, Tensor] | None = None
     """Cosines and sines [Q, P] to rotate queries by."""
     key_turn: tuple[Tensor, Tensor] | None = None

@@ -85,8 +85,8 @@ def test_outputs_and_gradients_equal_the_formula(seed):
         (expected, *torch.autograd.grad(expected, leaves, grad.double())),
         strict=True,
     )
-    # Weights and score gradients are rounded to the inputs' type before the second product, results after it. The errors
-    # go with what arrives, also where a sum of it comes to nothing.
+    # Weights and score gradients are rounded to the inputs' type before the second product, results after it. Errors go
+    # with what arrives, also where a sum of it comes to nothing.
     tolerance = 2 * max(torch.finfo(got.dtype).eps, 1e-6)
     for ours, theirs in results:
         assert ours.isfinite().all()
@@ -164,7 +164,10 @@ def _model(**changes):
 
 def _batch(is_packed):
     g = torch.Generator().manual_seed(1)
-    batch = {"input_ids": torch.randint(2, 40, (2, 24), generator=g), "labels": torch.randint(2, 40, (2, 18), generator=g)}
+    batch = {
+        "input_ids": torch.randint(2, 40, (2, 24), generator=g),
+        "labels": torch.randint(2, 40, (2, 18), generator=g),
+    }
     if is_packed:
         segments = torch.tensor([[1] * 10 + [2] * 14, [1] * 20 + [2] * 4])
         return batch | {"segments": segments, "decoder_segments": segments[:, :18]}
