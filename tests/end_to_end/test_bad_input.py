@@ -121,6 +121,7 @@ def test_commands_that_cannot_be(words, sentence, refusal, tmp_path, monkeypatch
         ({"total_batch_size": 6}, "total_batch_size 6 does not divide into micro-batches of 4"),
         ({"total_batch_size": 8, "accumulation_steps": 3}, "total_batch_size is 8; leave one of them out"),
         ({"resume": True}, "there is no run in out"),
+        ({"compile": True}, "--compile is for GPUs and torch sees none"),
         ({"output_dir": "empty.txt"}, "because empty.txt is a file"),
         ({"output_dir": "empty.txt/run"}, "because empty.txt is a file"),
         ({"model": "RUN", "vocab_size": 512}, "has its own shape, so --model_config cannot change it"),
