@@ -72,9 +72,14 @@ def attention(
     if (query_segments is None) != (key_segments is None):
         raise ModelError("Only one of query_segments and key_segments is given; give both or none.")
     if kernel == "auto":
-        kernel = _choose(q_BHQD, v_BJKD, bias, dropout_rate)
+        kernel = _choose(q_BHQD, bias, dropout_rate)
+        if isinstance(bias, DistanceBias) and q_BHQD.is_cuda and not dropout_rate:
+            kernel = kernel if _lack_of_triton(q_BHQD, q_BHQD.shape[-1], v_BJKD.shape[-1]) else "triton"
+        _say_choice(kernel, q_BHQD, bias)
+    elif kernel == "triton":
+        _check_triton(q_BHQD, v_BJKD, bias, dropout_rate)
     else:
-        _check(kernel, q_BHQD, v_BJKD, bias, dropout_rate)
+        _check(kernel, q_BHQD, bias, dropout_rate)
     masks: dict[str, Any] = {
         "key_mask": key_mask,
         "query_segments": query_segments,
@@ -140,34 +145,20 @@ def takes_distances(kernel: Kernel, like: Tensor, *, head_dim: int, query_len: i
     return lack is None
 
 
-def _choose(q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
-    kernel: Kernel = "sdpa"
-    kind = "no bias" if bias is None else "a fixed bias"
+def _choose(q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> Kernel:
     if isinstance(bias, BlockBias):
-        kind, kernel = f"a {type(bias).__name__}", "flash"
-        if isinstance(bias, DistanceBias) and q.is_cuda and not dropout_rate:
-            kernel = "flash" if _lack_of_triton(q, q.shape[-1], v.shape[-1]) else "triton"
-    elif bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        kind = "a trained bias"
-        if not q.is_cuda and not dropout_rate:
-            kernel = "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
-    if torch.is_grad_enabled():
-        _say(f"attention with {kind} on {q.device.type}: {kernel}")
-    return kernel
+        return "flash"
+    if bias is None or not bias.requires_grad or not torch.is_grad_enabled() or q.is_cuda or dropout_rate:
+        return "sdpa"
+    return "tiled" if bias.shape[:2] == (1, q.shape[1]) else "flash"
 
 
-def _check(kernel: Kernel, q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
+def _check(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
     check_kernel(kernel)
     lacks = f"The attention kernel {kernel!r}"
     if dropout_rate and kernel != "sdpa":
         raise ModelError(f"{lacks} has no dropout; use 'auto' or 'sdpa', or a dropout_rate of 0.")
-    if kernel == "triton":
-        if not isinstance(bias, DistanceBias | None):
-            given = "another BlockBias" if isinstance(bias, BlockBias) else f"a matrix {list(bias.shape)}"
-            raise ModelError(f"{lacks} takes a DistanceBias, such as T5's, or none, but got {given}; use 'auto'.")
-        if lack := _lack_of_triton(q, q.shape[-1], v.shape[-1]):
-            raise ModelError(f"{lacks} cannot be used: {lack}; use 'auto', 'sdpa' or 'flash'.")
-    elif isinstance(bias, BlockBias):
+    if isinstance(bias, BlockBias):
         if kernel in ("sdpa", "tiled"):
             raise ModelError(f"{lacks} takes a bias as a matrix, not a BlockBias; use 'flash' or 'memory_efficient'.")
     elif kernel == "tiled" and bias is not None and bias.shape[:2] != (1, q.shape[1]):
@@ -176,8 +167,19 @@ def _check(kernel: Kernel, q: Tensor, v: Tensor, bias: Tensor | BlockBias | None
         )
 
 
+def _check_triton(q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
+    lacks = "The attention kernel 'triton'"
+    if dropout_rate:
+        raise ModelError(f"{lacks} has no dropout; use 'auto' or 'sdpa', or a dropout_rate of 0.")
+    if not isinstance(bias, DistanceBias | None):
+        given = "another BlockBias" if isinstance(bias, BlockBias) else f"a matrix {list(bias.shape)}"
+        raise ModelError(f"{lacks} takes a DistanceBias, such as T5's, or none, but got {given}; use 'auto'.")
+    if lack := _lack_of_triton(q, q.shape[-1], v.shape[-1]):
+        raise ModelError(f"{lacks} cannot be used: {lack}; use 'auto', 'sdpa' or 'flash'.")
+
+
 def _lack_of_triton(q: Tensor, head_dim: int, value_dim: int) -> str | None:
-    """Why the kernel "triton" cannot be used for such queries; None if it can."""
+    """Why the kernel "triton" cannot be used for queries of q's device and type; None if it can."""
     if not _HAS_TRITON:
         return "triton is not installed (pip install 'fivefold[triton]')"
     if not q.is_cuda:
@@ -197,6 +199,16 @@ def _lack_of_triton(q: Tensor, head_dim: int, value_dim: int) -> str | None:
 def _is_ampere(device: torch.device) -> bool:
     # torch.compile cannot ask, and its own kernels have no use for older ones either.
     return torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _say_choice(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None) -> None:
+    if not torch.is_grad_enabled():  # only what training got
+        return
+    if isinstance(bias, Tensor):
+        kind = "a trained bias" if bias.requires_grad else "a fixed bias"
+    else:
+        kind = "no bias" if bias is None else f"a {type(bias).__name__}"
+    _say(f"attention with {kind} on {q.device.type}: {kernel}")
 
 
 def _say(text: str) -> None:

@@ -16,11 +16,10 @@ from triton.compiler import ASTSource
 from fivefold import T5Config, T5Model
 from fivefold.errors import ModelError
 from fivefold.nn import attention as module
-from fivefold.nn import triton_kernels
+from fivefold.nn import triton_attention, triton_kernels
 from fivefold.nn.attention import attention, takes_distances
 from fivefold.nn.flash_attention import BlockBias, DistanceBias
 from fivefold.nn.relative_bias import RelativePositionBias
-from fivefold.nn.triton_attention import launch_settings
 
 KIB = 1024
 
@@ -38,7 +37,7 @@ def compiled_shared_bytes(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
     def compile_kernel(name, capability, head_dim, *, dtype="bf16", is_causal=False, absent=(), ones=()):
-        m, n, num_warps, num_stages = launch_settings(name, head_dim, 4 if dtype == "fp32" else 2)
+        m, n, num_warps, num_stages = triton_attention.launch_settings(name, head_dim, 4 if dtype == "fp32" else 2)
         fixed = {"IS_CAUSAL": is_causal, "D": head_dim, "W": triton.next_power_of_2(head_dim), "M": m, "N": n}
         fixed |= dict.fromkeys(absent) | dict.fromkeys(ones, 1)  # how a launch passes None and 1
         statistics = ("weight_ptr", "log_sum_ptr", "dot_ptr", "sums_ptr")
@@ -141,8 +140,9 @@ def test_on_a_gpu_it_is_chosen_for_t5s_bias_and_said_once(ampere, monkeypatch, c
     facts = {"head_dim": 64, "query_len": 6, "dropout_rate": 0.0}
     with caplog.at_level(logging.INFO, logger="fivefold"):
         assert takes_distances("auto", _on_a_gpu(), **facts)
+        monkeypatch.setattr(triton_attention, "triton_attention", lambda *_, **given: given["bias"])
         for _ in range(2):
-            assert module._choose(_on_a_gpu(), _on_a_gpu(), _bias(), 0.0) == "triton"
+            assert attention(*[_on_a_gpu()] * 3, bias=(bias := _bias())) is bias
         assert caplog.messages == ["attention with a DistanceBias on cuda: triton"]
         assert not takes_distances("auto", _on_a_gpu(), **facts | {"query_len": 1})
         assert not takes_distances("auto", torch.zeros(2), **facts)
@@ -153,7 +153,8 @@ def test_on_a_gpu_it_is_chosen_for_t5s_bias_and_said_once(ampere, monkeypatch, c
     assert "it has no dropout" in caplog.messages[1]
     assert "pip install 'fivefold[triton]'" in caplog.messages[2]
     assert takes_distances("triton", torch.zeros(2), **facts)
-    assert module._choose(_on_a_gpu(), _on_a_gpu(), _bias(), 0.0) == "flash"
+    monkeypatch.setattr(module, "flash_attention", lambda *_, **given: "flash")
+    assert attention(*[_on_a_gpu()] * 3, bias=_bias()) == "flash"
 
 
 def test_elsewhere_a_bias_by_distance_is_flash_attentions():
