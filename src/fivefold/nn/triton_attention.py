@@ -130,6 +130,7 @@ def distance_attention_backward(
         return grad_q.zero_(), grad_k.zero_(), grad_v.zero_(), grad_weight
     (batch, query_len, heads, _), (_, key_len, key_heads, _) = q_BQHD.shape, k_BKJD.shape
     settings = _settings("grad_queries", q_BQHD, is_causal, block_size)
+    assert settings["M"] <= settings["N"]  # the kernel turns row m of a tile by m places
     num_blocks, near = _num_blocks(query_len, settings["M"]), 2 * settings["N"]
     dot, sums = torch.empty_like(log_sum_BHQ), None
     if has_bias_gradient:
