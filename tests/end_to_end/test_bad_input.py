@@ -21,7 +21,7 @@ from fivefold.training.checkpoint import verify_checkpoint
 # bars, which the program turns off unless the library was there before, as it is among other tests.
 PROGRESS = re.compile(
     r"\S (reading|learning pieces|[\d,]+ documents)|step [\d,]+[:/]|going on from |resuming with "
-    r"|(Loading|Writing) [a-z ]+:"
+    r"|attention with |(Loading|Writing) [a-z ]+:"
 )
 
 Refusal = Callable[..., str]
