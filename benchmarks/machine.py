@@ -9,10 +9,11 @@ from pathlib import Path
 def measured_on(*packages: str) -> str:
     """Processor, cores and versions; besides fivefold and torch those of `packages`."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("fivefold", "torch", *packages))
-    return f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What this machine calls its processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

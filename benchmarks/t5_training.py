@@ -14,27 +14,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from machine import measured_on
+
+if TYPE_CHECKING:
+    from fivefold import T5Config
 
 BATCH, SOURCE, TARGET = 8, 512, 114
 TOKENS = BATCH * (SOURCE + TARGET)
 
 
-def build(library: str, size: str):
-    """The model, and a function from a batch to its mean loss."""
+def build(library: str, config: "T5Config"):
+    """The model, and a function from it, a batch and the number of its targets to the mean loss."""
     import torch
 
-    from fivefold import T5Config, T5Model
+    from fivefold import T5Model
 
-    config = T5Config.get_config(size, dropout_rate=0.0)
     torch.manual_seed(0)
     if library == "fivefold":
         from fivefold.objectives.seq2seq import Seq2SeqObjective
         from fivefold.objectives.settings import LossSettings
 
         objective = Seq2SeqObjective(LossSettings(z_loss=0.0))
-        return T5Model(config), lambda model, batch: objective(model, batch).loss_sum / objective.count(batch)
+        return T5Model(config), lambda model, batch, count: objective(model, batch).loss_sum / count
 
     import transformers
 
@@ -44,15 +47,17 @@ def build(library: str, size: str):
     model = transformers.T5ForConditionalGeneration(theirs)
     model.lm_head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)  # v1.1 has one of its own
     torch.nn.init.normal_(model.lm_head.weight, std=config.d_model**-0.5)
-    return model, lambda model, batch: model(**batch).loss
+    return model, lambda model, batch, _: model(**batch).loss
 
 
 def measure(library: str, dtype: str, size: str, steps: int, threads: int) -> None:
     """Train a few steps and print JSON: seconds of each step, peak memory, the first loss, parameters."""
     import torch
 
+    from fivefold import T5Config
+
     torch.set_num_threads(threads)
-    model, loss_of = build(library, size)
+    model, loss_of = build(library, T5Config.get_config(size, dropout_rate=0.0))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     generator = torch.Generator().manual_seed(1)
@@ -62,7 +67,7 @@ def measure(library: str, dtype: str, size: str, steps: int, threads: int) -> No
     for _ in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = loss_of(model, batch)
+            loss = loss_of(model, batch, BATCH * TARGET)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -43,6 +43,7 @@ ALIASES: dict[str, str] = {
     "out_dir": "output_dir",
     "save_dir": "output_dir",
     "activation_checkpointing": "gradient_checkpointing",
+    "torch_compile": "compile",
     "max_length": "input_length",
     "model_name_or_path": "model",
     "model_path": "model",

@@ -21,7 +21,7 @@ from fivefold.training.checkpoint import verify_checkpoint
 # bars, which the program turns off unless the library was there before, as it is among other tests.
 PROGRESS = re.compile(
     r"\S (reading|learning pieces|[\d,]+ documents)|step [\d,]+[:/]|training on |going on from |resuming with "
-    r"|(Loading|Writing) [a-z ]+:"
+    r"|attention with |(Loading|Writing) [a-z ]+:"
 )
 
 Refusal = Callable[..., str]
@@ -121,6 +121,7 @@ def test_commands_that_cannot_be(words, sentence, refusal, tmp_path, monkeypatch
         ({"total_batch_size": 6}, "total_batch_size 6 does not divide into micro-batches of 4"),
         ({"total_batch_size": 8, "accumulation_steps": 3}, "total_batch_size is 8; leave one of them out"),
         ({"resume": True}, "there is no run in out"),
+        ({"compile": True}, "--compile is for GPUs and torch sees none"),
         ({"output_dir": "empty.txt"}, "because empty.txt is a file"),
         ({"output_dir": "empty.txt/run"}, "because empty.txt is a file"),
         ({"model": "RUN", "vocab_size": 512}, "has its own shape, so --model_config cannot change it"),

@@ -85,7 +85,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
     return Text(tokenizer, data, shapes | {"causal": str(folder / "decoder.json")})
 
 
-def run(text: Text, kind: str, run_dir: Path, *, dtype: Any = "float32", seed: int = 0, resume: bool = False) -> None:
+def run(text: Text, kind: str, run_dir: Path, *, dtype: Any = "float32", seed: int = 0, **others: bool) -> None:
     """A run with dropout, accumulation, evaluations and checkpoints, as `fivefold pretrain` makes it."""
     settings = (
         corpus := CorpusSettings([text.data[kind]]),
@@ -101,9 +101,9 @@ def run(text: Text, kind: str, run_dir: Path, *, dtype: Any = "float32", seed: i
             eval_samples=16,
             log_every=1,
             save_every=3,
-            resume=resume,
             seed=seed,
             dtype=dtype,
+            **others,
         ),
     )
     model_settings = ModelSettings(model_config=text.shapes[kind])
@@ -178,6 +178,24 @@ def test_everything_follows_from_the_seed(kind, text, tmp_path):
         [line["eval_tokens"] for line in log_of(tmp_path / name) if "eval_loss" in line] for name in ("first", "other")
     ]
     assert held_out[0] == held_out[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch._dynamo does it itself
+def test_a_compiled_run_starts_where_the_plain_one_does_and_can_be_resumed_by_it(text, tmp_path, monkeypatch):
+    def compile_without_a_compiler(module: torch.nn.Module) -> None:
+        torch.nn.Module.compile(module, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(T5Model, "compile", compile_without_a_compiler)
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    run(text, "prepared", plain)
+    with monkeypatch.context() as patch:
+        _break_off(7, patch, politely=False)
+        with pytest.raises(PowerFailure):
+            run(text, "prepared", compiled, compile=True)
+    run(text, "prepared", compiled, resume=True)
+    assert weights(compiled).keys() == weights(plain).keys()
+    first, expected = (log_of(run_dir)[0] for run_dir in (compiled, plain))
+    assert first["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)  # float32, perhaps fused
 
 
 @pytest.fixture

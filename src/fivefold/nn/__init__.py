@@ -2,7 +2,7 @@
 
 from fivefold.nn.alibi import AdaptiveALiBi, ALiBi
 from fivefold.nn.feed_forward import FeedForward
-from fivefold.nn.flash_attention import BlockBias, FlashAttention, MemoryEfficientAttention
+from fivefold.nn.flash_attention import BlockBias, DistanceBias, FlashAttention, MemoryEfficientAttention
 from fivefold.nn.glu import GLUVariants, SwiGLU, SwiGLUFeedForward, SwiGLUMLP
 from fivefold.nn.low_rank import LowRankLinear
 from fivefold.nn.multi_head_attention import (
@@ -23,6 +23,7 @@ __all__ = [
     "AdaptiveRMSNorm",
     "BlockBias",
     "CausalALiBiAttention",
+    "DistanceBias",
     "FastRMSNorm",
     "FeedForward",
     "FlashAttention",

@@ -4,6 +4,9 @@ Shapes: B batch, H heads, J heads of the keys and values (H is a multiple of J),
 """
 
 import functools
+import logging
+import os
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fivefold.errors import ModelError
-from fivefold.nn.flash_attention import BlockBias, flash_attention, memory_efficient_attention
+from fivefold.nn.flash_attention import BlockBias, DistanceBias, flash_attention, memory_efficient_attention
 from fivefold.nn.tiled_attention import tiled_attention
 
-Kernel = Literal["auto", "sdpa", "tiled", "flash", "memory_efficient"]
+log = logging.getLogger("fivefold")
+
+Kernel = Literal["auto", "sdpa", "tiled", "flash", "memory_efficient", "triton"]
+
+_HAS_TRITON = find_spec("triton") is not None
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON_HEAD_DIM = 128
 
 
 def attention(
@@ -40,9 +49,11 @@ def attention(
             every [B, H, Q, K] weight where a bias needs a gradient or weights are dropped.
         flash: `flash_attention`, which holds one block of scores, on any device and with a `BlockBias`.
         memory_efficient: `memory_efficient_attention`, the same in checkpointed blocks.
-        auto: flash for a `BlockBias`. Where a CPU trains: tiled for a bias [1, H, Q, K] that needs a gradient, for
-            dropout, and in bfloat16 (causal without a bias: sdpa, which skips the hidden half); flash for another bias
-            that needs a gradient. Else sdpa. Dropout is sdpa's and tiled's alone.
+        triton: `triton_attention` on an NVIDIA GPU, for a `DistanceBias` or none.
+        auto: triton for a `DistanceBias` where it can, flash for another `BlockBias`. Where a CPU trains: tiled for a
+            bias [1, H, Q, K] that needs a gradient, for dropout, and in bfloat16 (causal without a bias: sdpa, which
+            skips the hidden half); flash for another bias that needs a gradient. Else sdpa. What training got is logged
+            once. Dropout is sdpa's and tiled's alone.
 
     Args:
         bias: [1 or B, 1 or H, Q, K], added to the scores, -inf forbids a pair; or a `BlockBias`.
@@ -64,6 +75,11 @@ def attention(
     if kernel == "auto":
         is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHQD, k_BJKD, v_BJKD))
         kernel = _choose(q_BHQD, bias, is_trained, is_causal, dropout_rate)
+        if isinstance(bias, DistanceBias) and q_BHQD.is_cuda and not dropout_rate:
+            kernel = kernel if _lack_of_triton(q_BHQD, q_BHQD.shape[-1], v_BJKD.shape[-1]) else "triton"
+        _say_choice(kernel, q_BHQD, bias)
+    elif kernel == "triton":
+        _check_triton(q_BHQD, v_BJKD, bias, dropout_rate)
     else:
         _check(kernel, q_BHQD, bias, dropout_rate)
     masks: dict[str, Any] = {
@@ -76,6 +92,11 @@ def attention(
     if kernel in ("flash", "memory_efficient"):
         blockwise = flash_attention if kernel == "flash" else memory_efficient_attention
         return blockwise(q_BHQD, k_BJKD, v_BJKD, bias=bias, scale=scale, **masks)
+    if kernel == "triton":
+        from fivefold.nn.triton_attention import triton_attention  # imports triton, which not everyone has
+
+        assert bias is None or isinstance(bias, DistanceBias)
+        return triton_attention(q_BHQD, k_BJKD, v_BJKD, bias=bias, scale=scale, **masks)
     assert not isinstance(bias, BlockBias)
     if kernel == "tiled":
         visible = _visible(q_BHQD, k_BJKD, **masks)
@@ -108,6 +129,24 @@ def check_kernel(name: str) -> None:
         raise ModelError(f"There is no attention kernel {name!r}; there are {', '.join(get_args(Kernel))}.")
 
 
+def takes_distances(kernel: Kernel, like: Tensor, *, head_dim: int, query_len: int, dropout_rate: float) -> bool:
+    """Whether T5's bias is better handed to `attention` as a `DistanceBias` than as a matrix.
+
+    Args:
+        kernel: the one that `attention` will be called with.
+        like: a tensor on the device and of the type of the queries, as far as known.
+        query_len: a single query, as in generation, needs one row of a matrix and no kernel.
+    """
+    if kernel != "auto":
+        return kernel == "triton"
+    if not like.is_cuda or query_len == 1:
+        return False
+    lack = "it has no dropout" if dropout_rate else _lack_of_triton(like, head_dim, head_dim)
+    if lack:
+        _say(f"T5's position bias goes as a matrix, not to the faster attention kernel 'triton': {lack}")
+    return lack is None
+
+
 def _choose(
     q: Tensor, bias: Tensor | BlockBias | None, is_trained: bool, is_causal: bool, dropout_rate: float
 ) -> Kernel:
@@ -135,6 +174,60 @@ def _check(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None, dropout_r
         raise ModelError(
             f"{lacks} takes a bias [1, {q.shape[1]}, queries, keys] and got {list(bias.shape)}; use 'auto' or 'sdpa'."
         )
+
+
+def _check_triton(q: Tensor, v: Tensor, bias: Tensor | BlockBias | None, dropout_rate: float) -> None:
+    lacks = "The attention kernel 'triton'"
+    if dropout_rate:
+        raise ModelError(f"{lacks} has no dropout; use 'auto', 'sdpa' or 'tiled', or a dropout_rate of 0.")
+    if not isinstance(bias, DistanceBias | None):
+        given = "another BlockBias" if isinstance(bias, BlockBias) else f"a matrix {list(bias.shape)}"
+        raise ModelError(f"{lacks} takes a DistanceBias, such as T5's, or none, but got {given}; use 'auto'.")
+    if lack := _lack_of_triton(q, q.shape[-1], v.shape[-1]):
+        raise ModelError(f"{lacks} cannot be used: {lack}; use 'auto', 'sdpa' or 'flash'.")
+
+
+def _lack_of_triton(q: Tensor, head_dim: int, value_dim: int) -> str | None:
+    """Why the kernel "triton" cannot be used for queries of q's device and type; None if it can."""
+    if not _HAS_TRITON:
+        return "triton is not installed (pip install 'fivefold[triton]')"
+    if not q.is_cuda:
+        if q.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+            return f"the tensors are on the device {q.device.type!r}, not on an NVIDIA GPU"
+        if q.dtype == torch.bfloat16:
+            return "Triton's interpreter (TRITON_INTERPRET=1) cannot multiply bfloat16"
+    elif torch.version.hip or not _is_ampere(q.device):
+        return "it is made for NVIDIA GPUs from the year 2020 on (Ampere, compute capability 8.0)"
+    if q.dtype not in _TRITON_DTYPES:
+        return f"it computes float32, bfloat16 and float16, not {q.dtype}"
+    if head_dim > _TRITON_HEAD_DIM or head_dim != value_dim:
+        return f"it is made for a head_dim up to {_TRITON_HEAD_DIM}, the values' too, not {head_dim} and {value_dim}"
+    return None
+
+
+def _is_ampere(device: torch.device) -> bool:
+    # torch.compile cannot ask, and its own kernels have no use for older ones either.
+    return torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _say_choice(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None) -> None:
+    if not torch.is_grad_enabled():  # only what training got
+        return
+    if isinstance(bias, Tensor):
+        kind = "a trained bias" if bias.requires_grad else "a fixed bias"
+    else:
+        kind = "no bias" if bias is None else f"a {type(bias).__name__}"
+    _say(f"attention with {kind} on {q.device.type}: {kernel}")
+
+
+def _say(text: str) -> None:
+    if not torch.compiler.is_compiling():  # a log line would break the graph
+        _say_once(text)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.info("%s", text)
 
 
 def _visible(

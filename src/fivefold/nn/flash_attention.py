@@ -31,6 +31,23 @@ class BlockBias:
     block: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class DistanceBias(BlockBias):
+    """A bias that depends on how far a key stands from its query and on nothing else: T5's, which has an end of it.
+
+    Args:
+        weight_HR: [H, 2 * reach + 1]: what a key gets at distances -reach..reach (key minus query), and farther ones as
+            the last on their side.
+    """
+
+    def __init__(self, weight_HR: Tensor) -> None:
+        super().__init__(weight_HR, _block_by_distance)
+
+
+def _block_by_distance(weight_HR: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    reach = weight_HR.shape[1] // 2
+    return weight_HR[:, (key - query[:, None]).clamp(-reach, reach) + reach].unsqueeze(0)
+
+
 def flash_attention(
     q_BHQD: Tensor,
     k_BJKD: Tensor,
@@ -311,7 +328,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if is_known else nullcontext()
 
 
-def _prepared(
+def check_arguments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -319,12 +336,14 @@ def _prepared(
     key_mask: Tensor | None,
     query_segments: Tensor | None,
     key_segments: Tensor | None,
-    is_causal: bool,
     first_query: int,
-    scale: float,
     block_size: int,
-) -> tuple[Tensor | None, _Scoring]:
-    """The bias's tensor and the rest, after checking that all fits together."""
+) -> None:
+    """Refuse arguments of a blockwise attention that do not fit together.
+
+    Raises:
+        ModelError: they do not.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4 or not x.is_floating_point():
             raise ModelError(
@@ -352,12 +371,31 @@ def _prepared(
                 f"bias is {bias.dtype} {list(bias.shape)}; it must be floating-point, "
                 f"[1 or {batch}, 1 or {heads}, {query_len}, {key_len}]."
             )
+    if isinstance(bias, DistanceBias) and (bias.weight.dim() != 2 or bias.weight.shape[0] != heads):
+        raise ModelError(f"The bias's weight is {list(bias.weight.shape)}; it must be [{heads}, 2 * reach + 1].")
     if key_mask is not None and key_mask.dtype != torch.bool:
         raise ModelError(f"key_mask is {key_mask.dtype}; it must be bool, True for keys that may be seen.")
     if (query_segments is None) != (key_segments is None):
         raise ModelError("Only one of query_segments and key_segments is given; give both or none.")
     if first_query < 0 or block_size < 1:
         raise ModelError(f"first_query is {first_query}, block_size {block_size}; they must be at least 0 and 1.")
+
+
+def _prepared(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | BlockBias | None,
+    key_mask: Tensor | None,
+    query_segments: Tensor | None,
+    key_segments: Tensor | None,
+    is_causal: bool,
+    first_query: int,
+    scale: float,
+    block_size: int,
+) -> tuple[Tensor | None, _Scoring]:
+    """The bias's tensor and the rest, after checking that all fits together."""
+    check_arguments(q, k, v, bias, key_mask, query_segments, key_segments, first_query, block_size)
     weight, bias_block = (bias.weight, bias.block) if isinstance(bias, BlockBias) else (bias, None)
     masks = (key_mask, query_segments, key_segments, is_causal, first_query)
-    return weight, _Scoring(heads // key_heads, bias_block, *masks, scale, block_size)
+    return weight, _Scoring(q.shape[1] // k.shape[1], bias_block, *masks, scale, block_size)

@@ -1,20 +1,22 @@
 """T5's relative position bias: one learned number a head for each bucket of distances."""
 
-import functools
 import math
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.nn.flash_attention import DistanceBias
 
-@functools.cache
-def _bucket_table(num_buckets: int, max_distance: int) -> Tensor:
+
+def _bucket_table(num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
     """Bucket of every distance 0..max_distance; anything farther shares the last entry."""
-    distance = torch.arange(max_distance + 1)
+    # Made where it is used, every time: a table kept on the CPU would make a GPU wait for each copy of it.
+    distance = torch.arange(max_distance + 1, device=device)
     num_exact = num_buckets // 2
     # float64: in bfloat16 six entries of the usual table (32 buckets, 128) come out wrong, also under autocast.
     position = torch.log(distance.clamp(min=1).double() / num_exact) / math.log(max_distance / num_exact)
-    coarse = num_exact + (position * (num_buckets - num_exact)).long()
+    # Where a bucket begins at a whole distance, one device's logarithm may fall just short of it.
+    coarse = num_exact + (position * (num_buckets - num_exact) + 1e-9).long()
     return torch.where(distance < num_exact, distance, coarse.clamp(max=num_buckets - 1))
 
 
@@ -41,7 +43,7 @@ def relative_position_bucket(
     else:
         after_query = 0
         distance = (-relative_position).clamp(min=0)
-    table = _bucket_table(num_buckets, max_distance).to(relative_position.device)
+    table = _bucket_table(num_buckets, max_distance, relative_position.device)
     return table[distance.clamp(max=max_distance)] + after_query
 
 
@@ -65,10 +67,18 @@ class RelativePositionBias(nn.Embedding):
         device = self.weight.device
         query = torch.arange(first_query, first_query + query_len, device=device)
         key = torch.arange(key_len, device=device)
-        bucket_QK = relative_position_bucket(
-            key[None, :] - query[:, None],
+        return self._of(key[None, :] - query[:, None]).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+    def by_distance(self) -> DistanceBias:
+        """The same bias for any lengths, as one number for each head and distance: for kernels that take no matrix."""
+        reach = self.max_distance
+        return DistanceBias(self._of(torch.arange(-reach, reach + 1, device=self.weight.device)).T.contiguous())
+
+    def _of(self, relative_position: Tensor) -> Tensor:
+        bucket = relative_position_bucket(
+            relative_position,
             num_buckets=self.num_embeddings,
             max_distance=self.max_distance,
             is_bidirectional=self.is_bidirectional,
         )
-        return super().forward(bucket_QK).permute(2, 0, 1).unsqueeze(0).contiguous()
+        return super().forward(bucket)

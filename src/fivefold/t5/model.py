@@ -337,7 +337,8 @@ def _key_mask(attention_mask: Tensor | None) -> Tensor | None:
     if attention_mask is None:
         return None
     mask = attention_mask.bool()
-    if not mask.is_cuda and mask.all():  # on a GPU looking would cost a synchronisation
+    # Looking would make a GPU wait, and break the graph that torch.compile makes.
+    if not mask.is_cuda and not torch.compiler.is_compiling() and mask.all():
         return None
     return mask
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from fivefold.errors import ModelError
 from fivefold.nn.alibi import AdaptiveALiBi, ALiBi
+from fivefold.nn.flash_attention import BlockBias
+from fivefold.nn.relative_bias import RelativePositionBias
 from fivefold.nn.rope import RoPE, rotate
 
 # By what `T5Config.position` calls them. T5's own bias has its tables inside the attention layers.
@@ -49,15 +51,15 @@ def build_position(
 class Position(NamedTuple):
     """What a self-attention layer is told."""
 
-    bias: Tensor | None = None
-    """[1, H, Q, K], to add to the scores; -inf where a causal layer may not look."""
+    bias: Tensor | BlockBias | None = None
+    """[1, H, Q, K], to add to the scores, -inf where a causal layer may not look; or what makes one, without -inf."""
     query_turn: tuple[Tensor, Tensor] | None = None
     """Cosines and sines [Q, P] to rotate queries by."""
     key_turn: tuple[Tensor, Tensor] | None = None
     """Those for the keys: the new ones, or if `turns_cached_keys` all of them."""
     turns_cached_keys: bool = False
     is_causal: bool = False
-    """Whether the layer hides the future itself; with a bias that is done."""
+    """Whether the layer hides the future itself; in a matrix that is done."""
     first_query: int = 0
 
     def turn_queries(self, query_BHQD: Tensor) -> Tensor:
@@ -88,6 +90,15 @@ def position_of(
     if part is None:
         return Position(is_causal=is_causal, first_query=first_query)
     return Position(bias=hide_future(part(query_len, key_len, first_query), first_query, is_causal=is_causal))
+
+
+def relative_position(
+    table: RelativePositionBias, query_len: int, key_len: int, first_query: int, *, is_causal: bool, by_distance: bool
+) -> Position:
+    """What layers with T5's own bias are told: a matrix, or `by_distance` what a kernel makes it of."""
+    if by_distance:
+        return Position(table.by_distance(), is_causal=is_causal, first_query=first_query)
+    return Position(hide_future(table(query_len, key_len, first_query), first_query, is_causal=is_causal))
 
 
 def hide_future(bias: Tensor, first_query: int, *, is_causal: bool) -> Tensor:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
 
-from fivefold.nn.attention import attention
+from fivefold.nn.attention import attention, takes_distances
 from fivefold.nn.feed_forward import FeedForward
 from fivefold.nn.linear import Linear
 from fivefold.nn.norms import NORMS, RMSNorm
 from fivefold.nn.relative_bias import RelativePositionBias
 from fivefold.t5.config import T5Config
-from fivefold.t5.position import Position, hide_future, position_of
+from fivefold.t5.position import Position, position_of, relative_position
 
 
 class Visible(NamedTuple):
@@ -96,6 +96,16 @@ class T5Attention(nn.Module):
             **visible._asdict(),
         )
         return self.o(out.transpose(1, 2).flatten(2))
+
+    def takes_distances(self, x_BTD: Tensor) -> bool:
+        """Whether T5's bias for x is better handed over as one number a distance than as a matrix."""
+        return takes_distances(
+            self.kernel,
+            x_BTD,
+            head_dim=self.head_dim,
+            query_len=x_BTD.shape[1],
+            dropout_rate=self.dropout_rate if self.training else 0.0,
+        )
 
     def _extend(
         self, cache: EncoderDecoderCache, key: Tensor, value: Tensor, *, is_cross: bool
@@ -214,9 +224,11 @@ class T5Stack(nn.Module):
         position = position_of(self.position, *lengths, is_causal=self.is_causal, like=embeddings_BTD)
         x = F.dropout(embeddings_BTD, self.dropout_rate, self.training)
         for block in self.block:
-            bias_table = getattr(block.get_submodule("layer.0.SelfAttention"), "relative_attention_bias", None)
-            if bias_table is not None:
-                position = Position(bias=hide_future(bias_table(*lengths), first_query, is_causal=self.is_causal))
+            layer: Any = block.get_submodule("layer.0.SelfAttention")
+            if hasattr(layer, "relative_attention_bias"):
+                by_distance = layer.takes_distances(embeddings_BTD)
+                sides = {"is_causal": self.is_causal, "by_distance": by_distance}
+                position = relative_position(layer.relative_attention_bias, *lengths, **sides)
             inputs = (x, position, visible, memory, memory_visible, cache)
             if self.gradient_checkpointing and self.training:
                 x = self._gradient_checkpointing_func(block.__call__, *inputs)  # type: ignore[operator]

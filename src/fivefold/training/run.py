@@ -76,6 +76,8 @@ def run_training(
     checkpoint = _open_run_dir(run_dir, loop.resume, processes)
     if checkpoint is not None:
         load_weights(checkpoint, model)
+    if loop.compile:
+        model.compile()  # in place, so that parameters keep their names
     wrapped = processes.wrap(model)
     factor = partial(lr_factor, total_steps=loop.num_training_steps, settings=schedule)
     trainer = Trainer(wrapped, objective, optimizer, factor, grad_clipping, loop, processes)
@@ -138,6 +140,10 @@ def check_settings(batch: BatchSettings, schedule: ScheduleSettings, loop: LoopS
     plan_batches(batch, world_size)
     warmup_length(loop.num_training_steps, schedule)
     check_wandb(loop)
+    if loop.compile and not torch.cuda.is_available():
+        raise ConfigError(
+            "--compile is for GPUs and torch sees none; a CPU would need a C++ compiler and was slower: leave it out."
+        )
     run_dir = Path(loop.output_dir)
     nearest = next(path for path in (run_dir, *run_dir.parents) if path.exists())
     if not nearest.is_dir():

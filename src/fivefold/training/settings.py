@@ -178,6 +178,8 @@ class LoopSettings:
     pure_bf16: bool = False
     """Keep weights and optimizer state in bfloat16 too, as LORO's scripts do: half the memory, and small updates are
     lost to rounding."""
+    compile: bool = False
+    """Run the model through torch.compile: some minutes at the start, then faster steps; on GPUs only."""
     use_wandb: bool = False
     """Send the log to Weights & Biases too (install fivefold[wandb])."""
     wandb_project: str = "fivefold"

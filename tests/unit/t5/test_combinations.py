@@ -188,6 +188,17 @@ def test_kernels_by_name_agree(model, kernel):
     torch.testing.assert_close(model(**_batch()).logits, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch._dynamo does it itself
+@pytest.mark.parametrize("name", ["t5", "alibi", "many at once"])
+def test_compiled_it_is_one_graph_with_the_same_gradients(name):
+    model, batch = _model(COMBINATIONS[name]), _batch()
+    weights = list(model.parameters())
+    expected = torch.autograd.grad(model(**batch).loss, weights)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(torch.autograd.grad(compiled(**batch).loss, weights), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("generation", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
 def test_a_cache_changes_no_token(model, generation):
     batch = {name: _batch()[name] for name in ("input_ids", "attention_mask")}
