@@ -5,10 +5,10 @@ python benchmarks/parts.py --time [--work FOLDER]      seconds a step, a minute 
 python benchmarks/parts.py --report [--work FOLDER]    tables and FOLDER/parts.png from what is there
 
 Each run is `fivefold pretrain` on the plays of the catalogue's en_plays with a vocabulary of 512: a T5 v1.1 with 2 + 2
-layers of width 128 (1.1M parameters), in which one part at a time is another; 800 steps of 16 x 32 tokens, Muon, float32,
-cosine with a tenth of warm-up, clipping at 1, one thread. Feed-forward layers all have as many parameters: those
-without a gate are 1.5 times as wide. All rows have one learning rate; further --rates are tried with the first seed,
-and where one is better also with the others.
+layers of width 128 (1.1M parameters), in which one part at a time is another; 800 steps of 16 x 32 tokens, Muon,
+float32, cosine with a tenth of warm-up, clipping at 1, one thread. Feed-forward layers all have as many parameters:
+those without a gate are 1.5 times as wide. All rows have one learning rate; further --rates are tried with the first
+seed, and where one is better also with the others.
 
 Steps are timed apart, all rows in turn in one process, since the training runs share the machine. Loss at equal time is
 read off a row's curve where the fastest row ends, between measurements on a straight line; slower rows have not come
