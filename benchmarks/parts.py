@@ -47,13 +47,14 @@ SHAPE = {
 RATE = 7e-3
 BASE = "T5 v1.1"
 ROPE = {"position": "rope", "position_settings": {"max_seq_length": LENGTH}}
+ALIBI, ADAPTIVE_ALIBI, START = {"position": "alibi"}, {"position": "adaptive_alibi"}, {"initializer_factor": 1.0}
 SWIGLU, QK_NORM, GROUPED = {"feed_forward_proj": "gated-silu"}, {"qk_norm": True}, {"num_key_value_heads": 2}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "": {BASE: {}},  # relative_bias, rmsnorm, geglu
     "position": {
         "rope": ROPE,
-        "alibi": {"position": "alibi"},
-        "adaptive_alibi": {"position": "adaptive_alibi"},
+        "alibi": ALIBI,
+        "adaptive_alibi": ADAPTIVE_ALIBI,
         "none": {"position": "none"},
     },
     "norm": {"group_rmsnorm": {"norm": "group_rmsnorm"}, "layernorm": {"norm": "layernorm"}},
@@ -67,10 +68,14 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "attention": {"qk_norm": QK_NORM, "2 key heads for 4": GROUPED},
     "together": {
-        "rope, swiglu": ROPE | SWIGLU,
+        "swiglu, qk_norm": SWIGLU | QK_NORM,
         "rope, swiglu, qk_norm": ROPE | SWIGLU | QK_NORM,
+        "alibi, swiglu, qk_norm": ALIBI | SWIGLU | QK_NORM,
+        "adaptive_alibi, swiglu, qk_norm": ADAPTIVE_ALIBI | SWIGLU | QK_NORM,
         "rope, swiglu, qk_norm, 2 key heads": ROPE | SWIGLU | QK_NORM | GROUPED,
     },
+    # With small weights scores begin near 0, unless queries and keys are normalised: is that all that qk_norm does?
+    "full-size start": {"T5 v1.1, start 1": START, "qk_norm, start 1": START | QK_NORM},
 }
 ROWS = {name: changes for rows in AXES.values() for name, changes in rows.items()}
 TIMED_ONLY = {"fast_rmsnorm": {"norm": "fast_rmsnorm"}}  # the same function as rmsnorm
