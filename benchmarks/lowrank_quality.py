@@ -14,14 +14,13 @@ stopped and --report prints and draws what is there.
 import argparse
 import json
 import math
-import os
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+from plays import Runs, perplexity_interval, prepare_plays, train
 
 RANK, CYCLE = 36, 50
 # A T5 spends its first 400 steps on how often tokens occur; only then methods differ (docs/log.md).
@@ -89,32 +88,16 @@ METHODS: dict[str, tuple[list[str], list[float]]] = {
 }
 
 
-def fivefold(*words: object) -> None:
-    """Run a command of ours on one thread; its output shows only if it fails."""
-    command = [sys.executable, "-m", "fivefold", *map(str, words)]
-    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-
-
 def prepare(work: Path, model: str) -> None:
     """Tokenizer, tokens and the model's shape."""
     work.mkdir(parents=True, exist_ok=True)
     (work / f"{model}.json").write_text(json.dumps(SHAPES[model]))
-    if not (work / "tokenizer").exists():
-        fivefold("tokenizer", "--data", "en_plays", "--vocab_size", 1024, "--output_dir", work / "tokenizer")
-    if not (work / "tokens").exists():
-        fivefold(
-            *["prepare", "--data", "en_plays", "--tokenizer", work / "tokenizer", "--validation_frac", 0.05],
-            *["--output_dir", work / "tokens"],
-        )
+    prepare_plays(work, SHAPES[model]["vocab_size"])
 
 
-def train(work: Path, model: str, method: str, lr: float, seed: int) -> dict:
+def run_method(work: Path, model: str, method: str, lr: float, seed: int) -> dict:
     """One run; its learning curve on held-out text."""
     run = work / "runs" / f"{model}-{method}-{lr:g}-{seed}".replace(" ", "_").replace("=", "").replace(",", "")
-    shutil.rmtree(run, ignore_errors=True)
     steps = STEPS[model]
     settings = {
         "model_type": model,
@@ -130,48 +113,26 @@ def train(work: Path, model: str, method: str, lr: float, seed: int) -> dict:
         "dtype": "float32",
         "lr": lr,
         "seed": seed,
-        "output_dir": run,
     }
     if method == "LORO as published":
         settings["lr_adjust_steps"] = -(steps // 10)  # restarts begin where warm-up ends
     elif method != "dense Adam, scaled":
         settings["dense_lr"] = DENSE_LR[model]
     flags, _ = METHODS[method]
-    fivefold("pretrain", *flags, *(word for name, value in settings.items() for word in (f"--{name}", value)))
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    curve = {str(line["step"]): line["eval_loss"] for line in lines if "eval_loss" in line}
-    seconds = [line["seconds"] for line in lines if "seconds" in line][-1]
+    curve, seconds = train(run, flags, settings)
     shutil.rmtree(run / "final")
-    return {
-        "model": model,
-        "method": method,
-        "lr": lr,
-        "seed": seed,
-        "loss": curve[str(steps)],
-        "curve": curve,
-        "seconds": seconds,
-    }
+    return {"loss": curve[str(steps)], "curve": curve, "seconds": seconds}
 
 
 class Results:
     """Finished runs, on disk and in memory."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        lines = file.read_text().splitlines() if file.exists() else []
-        self.runs = {(run["model"], run["method"], run["lr"], run["seed"]): run for run in map(json.loads, lines)}
+        self.runs: Runs = Runs(file, ("model", "method", "lr", "seed"))
 
     def fill(self, work: Path, jobs: int, wanted: list[tuple[str, str, float, int]]) -> None:
         """Make the runs that are not there yet."""
-
-        def make(key: tuple[str, str, float, int]) -> None:
-            run = self.runs[key] = train(work, *key)
-            with self.file.open("a") as file:
-                file.write(json.dumps(run) + "\n")
-            print(f"{key[0]:6} {key[1]:18} lr {key[2]:<7g} seed {key[3]}  loss {run['loss']:.4f}", flush=True)
-
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(make, [key for key in wanted if key not in self.runs]))
+        self.runs.fill(partial(run_method, work), wanted, jobs)
 
     def best_rate(self, model: str, method: str) -> float | None:
         """The rate with the lowest loss at seed 0."""
@@ -220,24 +181,12 @@ def table(results: Results, model: str) -> str:
         losses = [run["loss"] for run in runs]
         gaps = [ours[run["seed"]] - run["loss"] for run in runs if run["seed"] in ours]
         spread = f"({min(losses):.3f} .. {max(losses):.3f})"
+        against = "" if method == "loro_muon" else perplexity_interval(gaps)
         rows.append(
             f"| {method} | {runs[0]['lr']:g} | {len(runs)} | {statistics.mean(losses):.3f} {spread} "
-            f"| {math.exp(statistics.mean(losses)):.1f} | {'' if method == 'loro_muon' else interval(gaps)} |"
+            f"| {math.exp(statistics.mean(losses)):.1f} | {against} |"
         )
     return "\n".join(rows)
-
-
-def interval(gaps: list[float]) -> str:
-    """Student's interval of differences of losses, seed by seed, as ratios of perplexities."""
-    student = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(gaps))
-    if not gaps:
-        return ""
-    mean = statistics.mean(gaps)
-    if student is None:
-        return f"{100 * math.expm1(mean):+.1f}%"
-    half = student * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    low, middle, high = (100 * math.expm1(value) for value in (mean - half, mean, mean + half))
-    return f"{middle:+.1f}% ({low:+.1f} .. {high:+.1f})"
 
 
 def draw(results: Results, models: list[str], file: Path) -> None:
