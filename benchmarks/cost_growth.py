@@ -14,15 +14,14 @@ cores and 5 GB.
 import argparse
 import json
 import math
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+
+from machine import measured_on
 
 FIRST_LENGTH = 128
 
@@ -146,9 +145,7 @@ def main() -> None:
     }
     head = (
         f"T5 {words.model_config}, {words.dtype}, {words.threads} threads; median of {words.steps} steps, forward and "
-        f"backward. {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("fivefold", "torch"))
-        + "."
+        f"backward. {measured_on()}"
     )
     captions = {"length": "Batch 1, lengths of the input:", "batch": f"Length {FIRST_LENGTH}, batches:"}
     tables = [f"{captions[name]}\n\n{table(name, *values)}" for name, values in series.items()]

@@ -78,7 +78,6 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "full-size start": {"T5 v1.1, start 1": START, "qk_norm, start 1": START | QK_NORM},
 }
 ROWS = {name: changes for rows in AXES.values() for name, changes in rows.items()}
-TIMED_ONLY = {"fast_rmsnorm": {"norm": "fast_rmsnorm"}}  # the same function as rmsnorm
 # Kept to be tried on longer inputs: every way of telling positions.
 EXTENSIBLE = (BASE, "rope", "alibi", "adaptive_alibi", "none")
 STRETCHES = (1, 2, 4)
@@ -206,7 +205,7 @@ def time_rows(work: Path, rounds: int) -> None:
         name: torch.randint(3, VOCAB, (BATCH, length), generator=generator)
         for name, length in (("input_ids", LENGTH), ("labels", target_length))
     }
-    models = {row: T5Model(T5Config.from_dict(SHAPE | changes)) for row, changes in (ROWS | TIMED_ONLY).items()}
+    models = {row: T5Model(T5Config.from_dict(SHAPE | changes)) for row, changes in ROWS.items()}
     optimizers = {row: build_optimizer(model, OptimizerSettings("muon"), None) for row, model in models.items()}
     seconds: dict[str, list[float]] = {row: [] for row in models}
     kept: dict[str, int] = {}
@@ -298,7 +297,7 @@ def main_table(results: Results) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     base_time = results.times.get(BASE)
-    for axis, rows in (AXES | {"norm": AXES["norm"] | TIMED_ONLY}).items():
+    for axis, rows in AXES.items():
         for row in rows:
             runs, time = list(results.at_best(row).values()), results.times.get(row)
             words = [axis, row, f"{time['parameters']:,.0f}" if time else ""]
@@ -308,7 +307,7 @@ def main_table(results: Results) -> str:
                 words += [f"{runs[0]['lr']:g}", f"{statistics.mean(losses):.3f} {spread}"]
                 words += ["" if row == BASE else f"{gap:+.3f}"]
             else:
-                words += ["", "as rmsnorm" if row in TIMED_ONLY else "", ""]
+                words += ["", "", ""]
             if time and base_time:
                 words += [f"{time['seconds'] / base_time['seconds']:.2f}x", f"{time['kept_bytes'] / 2**20:.1f} MiB"]
             else:

@@ -108,7 +108,7 @@ def _bias(heads=4):
             r"takes a DistanceBias, .* a matrix \[1, 4, 6, 6\]; use 'auto'",
         ),
         (_inputs(), {"bias": BlockBias(torch.zeros(4), lambda *_: None)}, "got another BlockBias; use 'auto'"),
-        (_inputs(), {"bias": _bias(), "dropout_rate": 0.1}, "has no dropout; use 'auto' or 'sdpa'"),
+        (_inputs(), {"bias": _bias(), "dropout_rate": 0.1}, "has no dropout; use 'auto', 'sdpa' or 'tiled'"),
         ([_on_a_gpu(dtype=torch.float64)] * 3, {}, "computes float32, bfloat16 and float16, not torch.float64"),
         ([_on_a_gpu(shape=(2, 4, 6, 256))] * 3, {}, "head_dim up to 128, the values' too, not 256 and 256"),
         ([_on_a_gpu(), None, _on_a_gpu(shape=(2, 4, 6, 4))], {}, "not 8 and 4"),
