@@ -106,13 +106,14 @@ def measure(variant: str, dtype: str, folder: Path, size: str, threads: int) -> 
     """Train on the steps of a folder, the first to warm up, and print JSON: seconds and tokens of the others."""
     import torch
 
+    from fivefold import T5Config
     from fivefold.data.loader import tensors
     from fivefold.objectives.objective import TokenCounts
     from fivefold.objectives.seq2seq import Seq2SeqObjective
     from fivefold.objectives.settings import LossSettings
 
     torch.set_num_threads(threads)
-    model, loss_of = build(VARIANTS[variant][0], size)
+    model, loss_of = build(VARIANTS[variant][0], T5Config.get_config(size, dropout_rate=0.0))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     objective = Seq2SeqObjective(LossSettings())
