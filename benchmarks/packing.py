@@ -125,7 +125,7 @@ def measure(variant: str, dtype: str, folder: Path, size: str, threads: int) -> 
         start, loss_sum = time.perf_counter(), 0.0
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-                loss = loss_of(model, batch) * (objective.count(batch) / num_targets)
+                loss = loss_of(model, batch, objective.count(batch)) * (objective.count(batch) / num_targets)
             loss.backward()
             loss_sum += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
