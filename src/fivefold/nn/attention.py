@@ -73,8 +73,7 @@ def attention(
     if (query_segments is None) != (key_segments is None):
         raise ModelError("Only one of query_segments and key_segments is given; give both or none.")
     if kernel == "auto":
-        is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHQD, k_BJKD, v_BJKD))
-        kernel = _choose(q_BHQD, bias, is_trained, is_causal, dropout_rate)
+        kernel = _choose(q_BHQD, k_BJKD, v_BJKD, bias, is_causal, dropout_rate)
         if isinstance(bias, DistanceBias) and q_BHQD.is_cuda and not dropout_rate:
             kernel = kernel if _lack_of_triton(q_BHQD, q_BHQD.shape[-1], v_BJKD.shape[-1]) else "triton"
         _say_choice(kernel, q_BHQD, bias)
@@ -148,12 +147,16 @@ def takes_distances(kernel: Kernel, like: Tensor, *, head_dim: int, query_len: i
 
 
 def _choose(
-    q: Tensor, bias: Tensor | BlockBias | None, is_trained: bool, is_causal: bool, dropout_rate: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockBias | None, is_causal: bool, dropout_rate: float
 ) -> Kernel:
     if isinstance(bias, BlockBias):
         return "flash"
-    needs_grad = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    if q.device.type != "cpu" or not (is_trained or needs_grad):
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return "sdpa"
+    if dropout_rate and torch.compiler.is_compiling():  # which takes no random generator of the tiles' own
+        return "sdpa"
+    needs_grad = bias is not None and bias.requires_grad
+    if not (needs_grad or q.requires_grad or k.requires_grad or v.requires_grad):
         return "sdpa"
     if bias is not None and bias.shape[:2] != (1, q.shape[1]):
         return "flash" if needs_grad and not dropout_rate else "sdpa"

@@ -233,7 +233,9 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    mean_square = wide.square().mean(-1, keepdim=True)
+    # Where that is inf, x would become 0 and a model that blew up would look sound: NaN, which inf - inf is, shows it.
+    return torch.rsqrt(mean_square + eps) + (mean_square - mean_square)
 
 
 def _wide(x: Tensor, dim: int) -> Tensor:

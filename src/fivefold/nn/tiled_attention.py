@@ -110,13 +110,15 @@ class _Tiles:
         self.q, self.k = (x.reshape(-1, *x.shape[2:]) for x in (q, k))
         self.num_heads, self.scale = q.shape[1], scale
         self.bias, self.hidden = None if bias is None else bias[0].to(q.dtype), None if visible is None else ~visible
-        self.dropout_rate, self.generator = dropout_rate, torch.Generator().manual_seed(seed)
+        self.dropout_rate = dropout_rate
+        self.generator = torch.Generator().manual_seed(seed) if dropout_rate else None
         # A tile is a part of one row's heads, or some rows' heads.
         fitting = max(1, _TILE_BYTES // max(1, q.shape[2] * k.shape[2] * q.element_size()))
         self.step = fitting // self.num_heads * self.num_heads
         if not self.step:
             self.step = next(step for step in range(fitting, 0, -1) if self.num_heads % step == 0)
-        self.may_be_blind = visible is not None or (bias is not None and bool(bias.isneginf().any()))
+        is_compiled = torch.compiler.is_compiling()  # and cannot look into a tensor
+        self.may_be_blind = visible is not None or (bias is not None and (is_compiled or bool(bias.isneginf().any())))
 
     def heads(self, tile: slice) -> slice:
         """Those of the bias that a tile's first row has."""
@@ -149,5 +151,4 @@ class _Tiles:
         if not self.may_be_blind:
             return torch.softmax(scores, -1, out=scores)
         is_blind = scores.amax(-1, keepdim=True).isneginf()
-        torch.softmax(scores, -1, out=scores)
-        return scores.masked_fill_(is_blind, 0.0) if is_blind.any() else scores
+        return torch.softmax(scores, -1, out=scores).masked_fill_(is_blind, 0.0)

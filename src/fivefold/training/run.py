@@ -142,7 +142,7 @@ def check_settings(batch: BatchSettings, schedule: ScheduleSettings, loop: LoopS
     check_wandb(loop)
     if loop.compile and not torch.cuda.is_available():
         raise ConfigError(
-            "--compile is for GPUs and torch sees none; a CPU would need a C++ compiler and was slower: leave it out."
+            "--compile is for GPUs and torch sees none; on a CPU it would need a C++ compiler: leave it out."
         )
     run_dir = Path(loop.output_dir)
     nearest = next(path for path in (run_dir, *run_dir.parents) if path.exists())
