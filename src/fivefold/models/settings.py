@@ -16,8 +16,8 @@ class ModelSettings:
     """t5 (encoder-decoder) or llama (decoder); by default the family of --model or of the file that --model_config
     names, else t5. A trained decoder may be of any kind that transformers opens."""
     model_config: str | None = None
-    """Shape of a fresh model: a JSON file, or a preset such as small, base, t5_v1_0_base, t5_mini, or for llama 60m,
-    130m, 350m, 1b; by default small for t5 and 60m for llama."""
+    """Shape of a fresh model: a JSON file, or a preset such as small, base, modern_base, t5_v1_0_base, t5_mini, or for
+    llama 60m, 130m, 350m, 1b; by default small for t5 and 60m for llama."""
     model: str | None = None
     """Folder or Hub id of a trained model to start from, instead of fresh weights."""
     vocab_size: int | None = None

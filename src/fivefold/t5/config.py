@@ -208,6 +208,8 @@ class T5Config(PreTrainedConfig):
     def get_config(cls, size: str, version: str = "1.1", **changes: Any) -> "T5Config":
         """A published shape: small, base, large, xl (3B) or xxl (11B), of version "1.0" or "1.1".
 
+        Of version "modern" small, base and large: shapes of 1.1 with the parts that did best in docs/methods/parts.md.
+
         Args:
             changes: fields to set differently, such as vocab_size.
 
@@ -215,7 +217,8 @@ class T5Config(PreTrainedConfig):
             ModelError: no such size or version.
         """
         size = {"3b": "xl", "11b": "xxl"}.get(size.lower(), size.lower())
-        return cls.get_preset(f"t5_v{version.replace('.', '_')}_{size}", **changes)
+        family = "modern" if version == "modern" else f"t5_v{version.replace('.', '_')}"
+        return cls.get_preset(f"{family}_{size}", **changes)
 
     @classmethod
     def get_preset(cls, name: str, **changes: Any) -> "T5Config":
@@ -224,8 +227,10 @@ class T5Config(PreTrainedConfig):
         if not file.is_file():
             raise ModelError(f"There is no T5 preset {name!r}; there are {', '.join(preset_names())}.")
         fields = json.loads(file.read_text())
-        if "feed_forward" in changes:
-            del fields["feed_forward_proj"]
+        # The same layer by two names: the one given now stands for both.
+        for name, other in (("feed_forward", "feed_forward_proj"), ("feed_forward_proj", "feed_forward")):
+            if name in changes:
+                fields.pop(other, None)
         return cls(**(fields | changes))
 
     @classmethod

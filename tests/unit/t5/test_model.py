@@ -134,6 +134,20 @@ def test_every_preset_can_be_built():
             T5Model(T5Config.get_preset(name))
 
 
+def test_modern_presets_are_v1_1_with_other_parts():
+    for size in ("small", "base", "large"):
+        modern, published = (T5Config.get_config(size, version=version) for version in ("modern", "1.1"))
+        parts = {"position": "relative_bias", "qk_norm": False, "feed_forward_proj": "gated-gelu"}
+        assert T5Config.from_dict(modern.to_dict() | parts | {"model_type": "t5"}).to_dict() == published.to_dict()
+        assert not modern.is_standard
+
+
+@pytest.mark.parametrize("change", [{"feed_forward": "geglu"}, {"feed_forward_proj": "gated-gelu"}])
+@pytest.mark.parametrize("preset", ["modern_small", "t5_v1_1_large"])
+def test_a_preset_takes_another_feed_forward_layer_by_either_name(preset, change):
+    assert T5Config.get_preset(preset, **change).feed_forward_proj == "gated-gelu"
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
