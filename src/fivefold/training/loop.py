@@ -2,11 +2,11 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,6 +32,11 @@ class LoopState:
     """By all processes."""
     source_state: dict[str, Any] = field(default_factory=dict)
     """Where a streaming data source stands; empty for the others."""
+
+
+Observe: TypeAlias = Callable[[int], Mapping[str, float | str]]
+"""Looks at the model after so many steps, dropout off, on every process. Of what it returns numbers are logged beside
+the held-out loss and texts are shown by TensorBoard, each under its name."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -175,13 +180,15 @@ def train(
     telemetry: Telemetry,
     evaluate: Callable[[], Evaluation] | None,
     save: Callable[[LoopState, float | None], None],
+    observe: Observe | None = None,
 ) -> LoopState:
-    """Train from `state.step` to `settings.num_training_steps`.
+    """Train from `state.step` to `settings.total_steps`.
 
     Args:
         steps: their micro-batches, beginning with those of step `state.step`.
         evaluate: measures on held-out data, or None without any.
         save: writes a checkpoint for a state and, if it was just measured, its held-out loss.
+        observe: looks at more after each of its measurements, without gradients of its own.
 
     Returns:
         The state at the end.
@@ -190,19 +197,23 @@ def train(
         Interrupted: a signal came; a checkpoint of the last finished step is written.
         ModelError: a loss that is not finite; the last checkpoint stays as it is.
     """
-    total = settings.num_training_steps
+    total = settings.total_steps
 
     def measure(step: int) -> float | None:
         if evaluate is None:
             return None
         with telemetry.paused("evaluating"):
             measured = evaluate()
+            trainer.model.eval()
+            observed = {} if observe is None else observe(step)
+            trainer.model.train()
         telemetry.log_evaluation(
             step,
             eval_loss=measured.loss,
             eval_tokens=measured.num_tokens,
             eval_perplexity=measured.perplexity,
             eval_galore_perplexity=measured.galore_perplexity,
+            observed=observed,
         )
         return measured.loss
 

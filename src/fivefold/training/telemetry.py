@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,6 +155,7 @@ class Telemetry:
         eval_tokens: int,
         eval_perplexity: float,
         eval_galore_perplexity: float,
+        observed: Mapping[str, float | str] | None = None,
     ) -> None:
         """Write one line for an evaluation.
 
@@ -164,20 +165,30 @@ class Telemetry:
             eval_tokens: how many they are.
             eval_perplexity: e to the loss.
             eval_galore_perplexity: the one that GaLore's script would print.
+            observed: what else was seen: numbers are logged as eval_NAME, texts go to TensorBoard alone.
         """
         if not self.enabled:
             return
-        measured = {
+        measured: dict[str, float] = {
             "eval_loss": eval_loss,
             "eval_tokens": eval_tokens,
             "eval_perplexity": eval_perplexity,
             "eval_galore_perplexity": eval_galore_perplexity,
             "seconds": self._seconds(),
         }
-        self._write("eval", step, measured)
+        observed = observed or {}
+        numbers = {f"eval_{name}": value for name, value in observed.items() if not isinstance(value, str)}
+        self._write("eval", step, measured | numbers)
+        with suppress(OSError):  # a full disk costs a picture of what is in other files as well
+            for name, value in observed.items():
+                if isinstance(value, str):
+                    self._tensorboard.add_text(f"eval/{name}", value, step)
         self.say(
             f"step {step:,}: held-out loss {eval_loss:.4f}, perplexity {eval_perplexity:.5g} "
             f"({eval_galore_perplexity:.5g} as GaLore counts), {eval_tokens:,} tokens"
+            + "".join(
+                f", {name.removeprefix('eval_').replace('_', ' ')} {value:.5g}" for name, value in numbers.items()
+            )
         )
 
     @contextmanager
