@@ -104,7 +104,9 @@ def test_a_live_reference_says_what_a_precomputed_one_said(family, is_packed):
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_training_starts_from_the_reference_at_ln_2(family):
     reference = reference_logps_of(family, model_of(family))
-    measured = step(family, source_of(family, reference_logps=reference), 4, PreferenceObjective(PreferenceLossSettings()))
+    measured = step(
+        family, source_of(family, reference_logps=reference), 4, PreferenceObjective(PreferenceLossSettings())
+    )
     assert measured["loss"] == pytest.approx(math.log(2), rel=1e-7)
     zeros = [measured[name] for name in ("rewards_chosen", "rewards_rejected", "reward_margin")]
     assert zeros == pytest.approx([0, 0, 0], abs=1e-9)

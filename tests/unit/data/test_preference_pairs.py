@@ -60,7 +60,9 @@ def test_decoder_packed():
 
 def test_every_epoch_has_each_pair_once_and_its_own_reference():
     generator = np.random.default_rng(0)
-    texts = [[np.array([number] * length, np.int32) for number, length in enumerate(generator.integers(1, 9, 30), 2)]] * 3
+    texts = [
+        [np.array([number] * length, np.int32) for number, length in enumerate(generator.integers(1, 9, 30), 2)]
+    ] * 3
     reference = np.arange(60, dtype=np.float32).reshape(30, 2)
     source = PreferenceSource(TokenPairs(*texts), "t5", pad_id=0, seed=0, capacity=(20, 40), reference_logps=reference)
     orders = []
@@ -70,7 +72,9 @@ def test_every_epoch_has_each_pair_once_and_its_own_reference():
         seen = np.concatenate([batch["reference_logps"] for batch in orders[-1]])
         assert sorted(seen[:, 0]) == list(range(0, 60, 2))
         for batch in orders[-1]:
-            firsts = [batch["input_ids"][0][batch["segments"][0] == k][0] for k in range(1, len(batch["num_tokens"]) + 1)]
+            firsts = [
+                batch["input_ids"][0][batch["segments"][0] == k][0] for k in range(1, len(batch["num_tokens"]) + 1)
+            ]
             assert batch["reference_logps"][:, 0].tolist() == [2 * (first - 2) for first in firsts]
     assert [batch["input_ids"].tolist() for batch in orders[0]] != [batch["input_ids"].tolist() for batch in orders[1]]
     assert "30 pairs, packed into" in source.describe()

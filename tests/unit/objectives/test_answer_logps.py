@@ -86,7 +86,9 @@ def test_t5_of_transformers_says_the_same():
     theirs = T5ForConditionalGeneration(HuggingFaceT5Config(**config)).double().eval()
     theirs.load_state_dict(model.state_dict(), strict=False)
     some = pairs(4)
-    logps = answer_logps(model, tensors(PreferenceSource(some, "t5", pad_id=0, seed=0, shuffle=False).batch(np.arange(4))))
+    logps = answer_logps(
+        model, tensors(PreferenceSource(some, "t5", pad_id=0, seed=0, shuffle=False).batch(np.arange(4)))
+    )
     torch.testing.assert_close(logps, expected_logps(theirs, some))
 
 
@@ -104,7 +106,9 @@ def test_low_rank_models_too():
     model = t5()
     convert(model, scope="all", attn_rank=4, mlp_rank=4, init="spectral")
     some = pairs(3)
-    logps = answer_logps(model, tensors(PreferenceSource(some, "t5", pad_id=0, seed=0, shuffle=False).batch(np.arange(3))))
+    logps = answer_logps(
+        model, tensors(PreferenceSource(some, "t5", pad_id=0, seed=0, shuffle=False).batch(np.arange(3)))
+    )
     torch.testing.assert_close(logps, expected_logps(model, some))
 
 

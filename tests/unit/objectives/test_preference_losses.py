@@ -93,7 +93,9 @@ def test_derivatives(settings):
 def test_far_ahead_and_far_behind_stay_finite(settings):
     for logps in ([[-1e-9, -1e4]], [[-1e4, -1e-9]], [[0.0, 0.0]]):
         tensor = torch.tensor(logps, requires_grad=True)
-        loss = preference_loss(tensor, torch.tensor(REFERENCE), torch.tensor(TOKENS), PreferenceLossSettings(**settings))
+        loss = preference_loss(
+            tensor, torch.tensor(REFERENCE), torch.tensor(TOKENS), PreferenceLossSettings(**settings)
+        )
         loss.sum().backward()
         assert loss.isfinite().all()
         assert tensor.grad is not None
@@ -106,7 +108,8 @@ def test_where_the_label_says_nothing_robust_equals_sigmoid_on_average():
     tensors = {"reference_logps_P2": torch.zeros(1, 2, dtype=torch.float64), "num_tokens_P2": torch.ones(1, 2)}
     settings = PreferenceLossSettings("robust", beta=1.0, label_smoothing=share)
     kept, flipped = (
-        preference_loss(torch.stack([sign * margin, 0 * margin])[None], settings=settings, **tensors) for sign in (1, -1)
+        preference_loss(torch.stack([sign * margin, 0 * margin])[None], settings=settings, **tensors)
+        for sign in (1, -1)
     )
     assert float((1 - share) * kept + share * flipped) == pytest.approx(minus_log_sigmoid(0.7), abs=1e-12)
 
