@@ -1,4 +1,4 @@
-"""What a reference model says about pairs of answers: computed once, and kept on disk under a hash of all it follows from.
+"""What a reference model says about pairs of answers: computed once, kept on disk under a hash of all it follows from.
 
 Neither the file's age nor its name is trusted: it says what it was made from, and has a checksum.
 """
@@ -152,14 +152,14 @@ def _key(weights: bytes, pairs: TokenPairs) -> str:
     """The tokens follow from text, tokenizer, serialisation and lengths, so their hash stands for all of these."""
     digest = blake2b(weights, digest_size=32)
     for side in (pairs.prompts, pairs.chosen, pairs.rejected):
-        digest.update(np.array(list(map(len, side)), np.int64))
+        digest.update(np.array(list(map(len, side)), np.int64).data)
         for tokens in side:
-            digest.update(np.ascontiguousarray(tokens, np.int32))
+            digest.update(np.ascontiguousarray(tokens, np.int32).data)
     return digest.hexdigest()
 
 
 def _checksum(logps: NDArray[np.float32]) -> str:
-    return blake2b(np.ascontiguousarray(logps), digest_size=16).hexdigest()
+    return blake2b(np.ascontiguousarray(logps).data, digest_size=16).hexdigest()
 
 
 def _read(path: Path, key: str, num_pairs: int) -> NDArray[np.float32]:
