@@ -16,6 +16,8 @@ class CausalObjective:
     are padded, which is on the right, `attention_mask`.
     """
 
+    unit, others = "tokens", ()
+
     def __init__(self, settings: LossSettings) -> None:
         self._terms = asdict(settings.for_family("llama"))
 
