@@ -209,7 +209,7 @@ def test_a_dry_run_does_nothing(bases, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "epochs: 3.0" in printed
     assert "-m fivefold sft " in printed
-    assert "of which 768 train" in printed  # 2 x 3 attentions x 2 sides of 16 and 16, and rank 2, over two matrices
+    assert "of which 384 train" in printed  # 3 attentions, q and v of each, 2 factors of 2 x 16
     assert not (tmp_path / "run").exists()
     assert main([*_words(bases, tmp_path / "run", model="someone/t5", tokenizer=bases["t5"]), "--dry_run"]) == 2
 

@@ -51,10 +51,10 @@ class Samples:
 
 def _keep_before(file: Path, step: int) -> None:
     """Drop the lines from `step` on, and a last one that was cut short, in one atomic step."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
     fresh = file.with_name(f".{file.name}.writing")
-    fresh.write_text("".join(line for line in whole if json.loads(line)["step"] < step), encoding="utf-8")
+    fresh.write_bytes(b"".join(line for line in whole if json.loads(line)["step"] < step))
     fresh.replace(file)
 
 
