@@ -67,7 +67,7 @@ def epoch_of(source: Source, position: str, dtype: torch.dtype) -> Epoch:
     batch = tensors(source.batch(np.arange(source.samples_per_epoch or 0)))
     terms = objective(model, batch)
     gradients = torch.autograd.grad(terms.loss_sum, list(model.parameters()))
-    return Epoch(objective.count(batch), objective.count_tokens(batch), [*terms, *gradients])
+    return Epoch(objective.count(batch), objective.count_tokens(batch), [terms.loss_sum, terms.nll_sum, *gradients])
 
 
 @pytest.mark.parametrize("examples", [pairs, documents, ul2])

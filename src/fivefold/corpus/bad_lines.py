@@ -7,6 +7,10 @@ from fivefold.errors import DataError
 logger = logging.getLogger("fivefold")
 
 
+class BadRecord(ValueError):
+    """A record that cannot be used; the message says why, as half a sentence."""
+
+
 class BadLines:
     """The count of broken lines in one pass over a corpus.
 

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from fivefold.corpus.bad_lines import BadLines
+from fivefold.corpus.bad_lines import BadLines, BadRecord
 from fivefold.corpus.catalogue import PackageCorpus
 from fivefold.corpus.files import FileReader, Record
 from fivefold.corpus.hub import HubDataset, HubReader
@@ -17,12 +17,31 @@ from fivefold.errors import CheckpointError, DataError
 Part: TypeAlias = Path | HubDataset
 
 
-def open_corpus(settings: CorpusSettings, fields: Sequence[str] | None = None) -> "Corpus":
+class RecordReader(Protocol):
+    """What makes of each record what is wanted of it, and may remember what a file's records look like."""
+
+    def begin(self, name: str) -> None:
+        """A file or a data set begins."""
+        ...
+
+    def __call__(self, record: Record) -> Record:
+        """What the record holds.
+
+        Raises:
+            BadRecord: nothing that can be used.
+        """
+        ...
+
+
+def open_corpus(
+    settings: CorpusSettings, fields: Sequence[str] | None = None, reader: RecordReader | None = None
+) -> "Corpus":
     """Find what `--data` names, fetching catalogue corpora that are not in the cache yet.
 
     Args:
         settings: where the text comes from.
         fields: fields that must hold text in every record; by default the text field alone.
+        reader: what becomes of each record; by default it stays as it is.
 
     Raises:
         ConfigError, DataError: nothing named, or something that cannot be found, fetched or read.
@@ -35,7 +54,7 @@ def open_corpus(settings: CorpusSettings, fields: Sequence[str] | None = None) -
             parts.append(fetch_corpus(source))
         else:
             parts.extend(source)
-    return Corpus(parts, settings, (settings.text_field,) if fields is None else tuple(fields))
+    return Corpus(parts, settings, (settings.text_field,) if fields is None else tuple(fields), reader)
 
 
 def texts(corpus: "Corpus", field: str = "text") -> Iterator[str]:
@@ -60,12 +79,20 @@ class Corpus:
         parts: files and Hub data sets, in reading order.
         settings: how to read them.
         fields: fields that must hold text in every record.
+        reader: what becomes of each record; what it refuses is a broken line.
     """
 
-    def __init__(self, parts: Sequence[Part], settings: CorpusSettings, fields: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        settings: CorpusSettings,
+        fields: Sequence[str],
+        reader: RecordReader | None = None,
+    ) -> None:
         self.parts = list(parts)
         self.settings = settings
         self.fields = tuple(fields)
+        self._convert = reader
         self._digest = parts_digest(self.parts)
         self._saved: dict[str, Any] | None = None
         self._begin(self._state(part=0, position=None, bad_lines=0))
@@ -87,9 +114,14 @@ class Corpus:
         for index in range(start["part"], len(self.parts)):
             reader = self._open(self.parts[index], position)
             self._index, self._reader, position = index, reader, None
+            if self._convert is not None:
+                self._convert.begin(_name(self.parts[index]))
             for record in reader:
-                if problem := self._problem(record):
-                    self._bad_lines.report(reader.where, problem)
+                try:
+                    self._check(record)
+                    record = record if self._convert is None else self._convert(record)
+                except BadRecord as error:
+                    self._bad_lines.report(reader.where, str(error))
                     continue
                 is_empty = False
                 yield record
@@ -132,13 +164,16 @@ class Corpus:
             position=position or (),
         )
 
-    def _problem(self, record: Record) -> str | None:
+    def _check(self, record: Record) -> None:
         for field in self.fields:
             if field not in record:
-                return f"no field {field!r}, only {', '.join(map(repr, record)) or 'an empty record'}"
+                raise BadRecord(f"no field {field!r}, only {', '.join(map(repr, record)) or 'an empty record'}")
             if not isinstance(record[field], str):
-                return f"field {field!r} holds a {type(record[field]).__name__}, not text"
-        return None
+                raise BadRecord(f"field {field!r} holds a {type(record[field]).__name__}, not text")
+
+
+def _name(part: Part) -> str:
+    return part.hub_id if isinstance(part, HubDataset) else part.name
 
 
 def parts_digest(parts: Sequence[Part]) -> str:

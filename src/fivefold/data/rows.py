@@ -111,7 +111,7 @@ def seq2seq_batch(inputs: Rows, targets: Rows, pad_id: int) -> dict[str, NDArray
         `input_ids` [B, Li], `labels` [B, Lt] and, only when an input is padded, `attention_mask` [B, Li] of 0 and
         1; int64.
     """
-    batch = {"input_ids": _rectangle(inputs, pad_id), "labels": _rectangle(targets, IGNORED_LABEL)}
+    batch = {"input_ids": rectangle(inputs, pad_id), "labels": rectangle(targets, IGNORED_LABEL)}
     width = batch["input_ids"].shape[1]
     if (inputs.lengths < width).any():
         batch["attention_mask"] = (np.arange(width) < inputs.lengths[:, None]).astype(np.int64)
@@ -139,12 +139,13 @@ def packed_batch(inputs: Rows, targets: Rows, counts: NDArray, pad_id: int) -> d
         ("labels", "decoder_segments", targets, IGNORED_LABEL),
     ):
         lengths = np.bincount(row_of_example, rows.lengths, len(counts)).astype(np.int64)
-        batch[ids_name] = _rectangle(unflattened(rows.ids[rows.valid], lengths), fill)
-        batch[segments_name] = _rectangle(unflattened(np.repeat(places, rows.lengths), lengths), 0)
+        batch[ids_name] = rectangle(unflattened(rows.ids[rows.valid], lengths), fill)
+        batch[segments_name] = rectangle(unflattened(np.repeat(places, rows.lengths), lengths), 0)
     return batch
 
 
-def _rectangle(rows: Rows, fill: int) -> NDArray[np.int64]:
+def rectangle(rows: Rows, fill: int) -> NDArray[np.int64]:
+    """Rows [B, L] under each other, `fill` behind their ends; unless all are equally long, L is a multiple of 8."""
     longest, shortest = int(rows.lengths.max()), int(rows.lengths.min())
     width = longest if longest == shortest else -(-longest // 8) * 8
     rectangle = np.full((len(rows.lengths), width), fill, np.int64)

@@ -1,4 +1,4 @@
-"""Cross-entropy as a sum over tokens, with z-loss and label smoothing, without a float32 copy of all logits."""
+"""Cross-entropy, as a sum or token by token, with z-loss and label smoothing, without a float32 copy of all logits."""
 
 from typing import Any
 
@@ -34,12 +34,31 @@ def cross_entropy_sum(
         (loss, nll): scalars in float32 or wider. `loss` carries the gradient; `nll` is detached and free of z-loss and
         smoothing, the number whose mean is a held-out loss.
     """
-    vocab_size = logits.shape[-1]
-    logits = logits.reshape(-1, vocab_size)
-    return _CrossEntropySum.apply(logits, labels.reshape(-1), z_loss, label_smoothing, overwrite_logits)
+    losses, nlls = _cross_entropy(logits, labels, z_loss, label_smoothing, overwrite_logits)
+    return losses.sum(), nlls.sum()
 
 
-class _CrossEntropySum(torch.autograd.Function):
+def token_logps(logits: Tensor, labels: Tensor, *, overwrite_logits: bool = False) -> Tensor:
+    """log p(label) of each token, 0 where there is none.
+
+    Args: as `cross_entropy_sum`.
+
+    Returns:
+        [...] in float32 or wider; carries the gradient.
+    """
+    return -_cross_entropy(logits, labels, 0.0, 0.0, overwrite_logits)[0]
+
+
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, z_loss: float, label_smoothing: float, overwrite_logits: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss and plain loss of each token, both [...]."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    losses, nlls = _CrossEntropy.apply(flat, labels.reshape(-1), z_loss, label_smoothing, overwrite_logits)
+    return losses.view(labels.shape), nlls.view(labels.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
     """Works through the tokens in chunks; the gradient is written in the logits' type."""
 
     @staticmethod
@@ -47,19 +66,17 @@ class _CrossEntropySum(torch.autograd.Function):
         ctx: Any, logits: Tensor, labels: Tensor, z_loss: float, label_smoothing: float, overwrite_logits: bool
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(logits.dtype, torch.float32)
-        log_z = logits.new_zeros(labels.shape, dtype=wide)
-        loss = logits.new_zeros((), dtype=wide)
-        nll = logits.new_zeros((), dtype=wide)
+        loss, nll, log_z = (logits.new_zeros(labels.shape, dtype=wide) for _ in range(3))
         for rows in _chunks(logits):
             counted = labels[rows] != IGNORE_INDEX
             target = labels[rows].clamp(min=0).unsqueeze(-1)
             log_p = logits[rows].log_softmax(-1, dtype=wide)
             chunk_nll = -log_p.gather(-1, target).squeeze(-1)
             log_z[rows] = chunk_log_z = logits[rows].gather(-1, target).squeeze(-1) + chunk_nll
-            nll += (chunk_nll * counted).sum()
+            nll[rows] = chunk_nll * counted
             if label_smoothing:
                 chunk_nll = (1 - label_smoothing) * chunk_nll - label_smoothing * log_p.mean(-1)
-            loss += ((chunk_nll + z_loss * chunk_log_z.square()) * counted).sum()
+            loss[rows] = (chunk_nll + z_loss * chunk_log_z.square()) * counted
         ctx.save_for_backward(logits, labels, log_z)
         ctx.weights, ctx.overwrite_logits = (z_loss, label_smoothing), overwrite_logits
         ctx.mark_non_differentiable(nll)
@@ -72,7 +89,6 @@ class _CrossEntropySum(torch.autograd.Function):
         vocab_size = logits.shape[-1]
         grad_logits = logits if ctx.overwrite_logits else torch.empty_like(logits)
         for rows in _chunks(logits):
-            counted = (labels[rows] != IGNORE_INDEX).unsqueeze(-1)
             chunk_log_z = log_z[rows].unsqueeze(-1)
             grad = logits[rows].softmax(-1, dtype=log_z.dtype)
             if z_loss:
@@ -81,7 +97,7 @@ class _CrossEntropySum(torch.autograd.Function):
                 grad.sub_(label_smoothing / vocab_size)
             target = labels[rows].clamp(min=0).unsqueeze(-1)
             grad.scatter_add_(-1, target, torch.full_like(chunk_log_z, label_smoothing - 1))
-            grad_logits[rows] = grad.mul_(counted * grad_loss)
+            grad_logits[rows] = grad.mul_(((labels[rows] != IGNORE_INDEX) * grad_loss[rows]).unsqueeze(-1))
         return grad_logits, None, None, None, None
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
@@ -14,6 +15,8 @@ class LossTerms(NamedTuple):
     """Carries the gradient."""
     nll_sum: Tensor
     """The plain part, detached: what is logged and compared between runs."""
+    other_sums: Tensor = torch.zeros(0)
+    """[len(objective.others)], what else is logged, each a sum over the same terms, detached."""
 
 
 class TokenCounts(NamedTuple):
@@ -43,6 +46,11 @@ class TokenCounts(NamedTuple):
 
 class Objective(Protocol):
     """A batch and a model to loss terms."""
+
+    unit: str
+    """What it counts, in the plural: tokens, or pairs."""
+    others: tuple[str, ...]
+    """Names in the log of what it measures besides the loss."""
 
     def count(self, batch: Batch) -> int:
         """Terms in the batch's sums; known before the forward pass."""

@@ -17,6 +17,8 @@ class Seq2SeqObjective:
     or `segments` [B, S] and `decoder_segments` [B, T] where several examples share a row (0 for padding).
     """
 
+    unit, others = "tokens", ()
+
     def __init__(self, settings: LossSettings) -> None:
         self._terms = asdict(settings.for_family("t5"))
 

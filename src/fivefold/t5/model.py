@@ -216,6 +216,7 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         segments: Tensor | None = None,
         decoder_segments: Tensor | None = None,
+        memory_segments: Tensor | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Source and target to logits [B, T, V], and with labels the mean loss over those that are not -100.
@@ -229,6 +230,8 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
             labels: [B, T] target tokens, -100 where there is none.
             segments: [B, S] integers, the number of the example that each source token of a packed row belongs to: it
                 sees only its own example. With `decoder_segments` [B, T], the same for the target.
+            memory_segments: [B, T] integers, the example whose source a target token reads, where several targets read
+                one source; by default its own.
 
         Raises:
             ModelError: inputs that are missing or do not go together.
@@ -236,6 +239,10 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
         _refuse_unsupported(kwargs)
         if (segments is None) != (decoder_segments is None):
             raise ModelError("T5Model got only one of segments and decoder_segments; a packed batch has both.")
+        if memory_segments is None:
+            memory_segments = decoder_segments
+        elif decoder_segments is None:
+            raise ModelError("T5Model got memory_segments, but neither segments nor decoder_segments to go with them.")
         if decoder_inputs_embeds is None and decoder_input_ids is None:
             if labels is None:
                 raise ModelError("T5Model got neither decoder_input_ids nor labels; the decoder needs one of them.")
@@ -259,7 +266,7 @@ class T5Model(T5PreTrainedModel, GenerationMixin):
             decoder_inputs_embeds,
             visible=Visible(_key_mask(decoder_attention_mask), decoder_segments, decoder_segments),
             memory=memory,
-            memory_visible=Visible(_key_mask(attention_mask), decoder_segments, segments),
+            memory_visible=Visible(_key_mask(attention_mask), memory_segments, segments),
             cache=past_key_values,
         )
         logits = self._logits(states)

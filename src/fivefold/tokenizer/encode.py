@@ -1,7 +1,7 @@
 """Corpus text to token ids: plain text only, nothing added, in fast batches."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,21 +31,36 @@ class CorpusEncoder:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         # T5's and mT5's own tokenizers also hold these names as ordinary pieces: there they are broken with a space.
-        sentinels = sentinel_ids(tokenizer)
-        ids = {*tokenizer.all_special_ids, *sentinels.tolist()}.difference([tokenizer.unk_token_id])
-        names = [*tokenizer.all_special_tokens, *map(sentinel_name, range(len(sentinels)))]
-        pieces = [name for name in names if ids.intersection(self._ids([f"a {name}"])[0])]
-        self._names = re.compile("|".join(map(re.escape, sorted(set(pieces))))) if pieces else None
+        ids = {*tokenizer.all_special_ids, *sentinel_ids(tokenizer).tolist()}.difference([tokenizer.unk_token_id])
+        pieces = [name for name in special_names(tokenizer) if ids.intersection(self._ids([f"a {name}"])[0])]
+        self._names = re.compile("|".join(map(re.escape, pieces))) if pieces else None
 
     def __call__(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The ids of each text, without `</s>`."""
-        if self._names:
-            texts = [self._names.sub(lambda name: f"{name[0][:-1]} {name[0][-1]}", text) for text in texts]
-        return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
+        return [np.array(ids, dtype=np.int32) for ids in self._ids(map(self._disarmed, texts))]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where the characters of each token begin and end; several tokens of one character all have its place."""
+        return self._backend.encode(self._disarmed(text), add_special_tokens=False).offsets
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True  # the one setting that pickling a tokenizer forgets
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _disarmed(self, text: str) -> str:
+        return text if self._names is None else self._names.sub(broken, text)
+
+    def _ids(self, texts: Iterable[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def special_names(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """How the tokens that are not text are written, sentinels included, in order."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    sentinels = map(sentinel_name, range(len(sentinel_ids(tokenizer))))
+    return sorted({*tokenizer.all_special_tokens, *added, *sentinels})
+
+
+def broken(name: re.Match[str]) -> str:
+    """The name of a special token with a space before its last character, which no tokenizer takes for the token."""
+    return f"{name[0][:-1]} {name[0][-1]}"

@@ -38,10 +38,14 @@ class Processes:
 
     def sum(self, *values: float | Tensor) -> list[float]:
         """Each value summed over all processes."""
-        total = torch.stack([torch.as_tensor(value).detach().double().to(self.device) for value in values])
+        return self.sum_tensor(torch.stack([torch.as_tensor(value).detach().double() for value in values])).tolist()
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor summed over all processes, on this one's device."""
+        total = tensor.to(self.device)
         if self.world_size > 1:
             dist.all_reduce(total)
-        return total.tolist()
+        return total
 
     def wait_for_all(self) -> None:
         """Return when every process has come here."""

@@ -2,11 +2,11 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, NamedTuple
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class LoopState:
     """Where a streaming data source stands; empty for the others."""
 
 
+Observe: TypeAlias = Callable[[int], Mapping[str, float | str]]
+"""Looks at the model after so many steps, dropout off, on every process. Of what it returns numbers are logged beside
+the held-out loss and texts are shown by TensorBoard, each under its name."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has written a checkpoint."""
 
@@ -42,12 +47,14 @@ class Evaluation(NamedTuple):
     """What held-out data say about a model."""
 
     loss: float
-    """Mean over all target tokens, in nats."""
-    num_tokens: int
-    """Target tokens."""
+    """Mean over all terms: in nats over target tokens, where these are what the objective counts."""
+    num_terms: int
+    """Target tokens, or whatever the objective counts."""
     galore_loss: float
     """Sum of the n batches' mean losses over n + 1, which GaLore's script and those made from it, such as LORO's, take
     for the mean. It depends on the batch size; it is here so that their tables can be compared with ours."""
+    others: Mapping[str, float] = MappingProxyType({})
+    """Means of what else the objective measures."""
 
     @property
     def perplexity(self) -> float:
@@ -99,8 +106,8 @@ class Trainer:
         """One optimizer step on the micro-batches of this process.
 
         Returns:
-            loss, grad_norm, learning_rate (the run's, see `set_lr`), the shares of positions that hold tokens,
-            num_tokens, and stop: 1 if any process wants to stop after this step.
+            loss, grad_norm, learning_rate (the run's, see `set_lr`), the shares of positions that hold tokens, the
+            objective's other means, num_tokens, and stop: 1 if any process wants to stop after this step.
 
         Raises:
             ModelError: loss or gradient is not finite; the optimizer has not moved.
@@ -111,12 +118,14 @@ class Trainer:
         )
         tokens = TokenCounts(*map(int, sums))
         if count == 0:
-            raise DataError(f"Step {step + 1} has no target token; the data of this run hold empty targets only.")
+            raise DataError(f"Step {step + 1} has no target {self.objective.unit}; the data hold empty targets only.")
         # Dropout follows from (seed, step, process), so a resumed run draws what the uninterrupted one would have.
         seeds = np.random.SeedSequence([self.seed, step, self.processes.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         lr = set_lr(self.optimizer, self.lr_factor(step))
-        loss_sum = nll_sum = torch.zeros((), device=self.processes.device)
+        device = self.processes.device
+        loss_sum = nll_sum = torch.zeros((), device=device)
+        other_sums = torch.zeros(len(self.objective.others), device=device)
         for index, batch in enumerate(micro_batches):
             is_last = index + 1 == len(micro_batches)
             with nullcontext() if is_last else self.processes.without_sync(self.model):
@@ -125,8 +134,8 @@ class Trainer:
                 scaled = terms.loss_sum * (self.processes.world_size / count)
                 self.scaler.scale(scaled).backward()
             loss_sum = loss_sum + terms.loss_sum.detach()
-            nll_sum = nll_sum + terms.nll_sum
-        loss, nll = (total / count for total in self.processes.sum(loss_sum, nll_sum))
+            nll_sum, other_sums = nll_sum + terms.nll_sum, other_sums + terms.other_sums.to(device)
+        loss, nll, *means = (total / count for total in self.processes.sum(loss_sum, nll_sum, *other_sums))
         if not math.isfinite(loss):
             raise ModelError(_not_finite("loss", loss, step, self.dtype))
         self.scaler.unscale_(self.optimizer)
@@ -137,6 +146,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         measured = {"loss": nll, "grad_norm": grad_norm, "learning_rate": lr, **tokens.nonpadding_fracs}
+        measured |= dict(zip(self.objective.others, means, strict=True))
         return measured | {"num_tokens": tokens.total, "stop": stop}
 
     @torch.no_grad()
@@ -147,18 +157,24 @@ class Trainer:
             DataError: the batches hold no target token.
         """
         self.model.eval()
-        nll_sum = sum_of_means = torch.zeros((), device=self.processes.device)
+        device = self.processes.device
+        nll_sum = sum_of_means = torch.zeros((), device=device)
+        other_sums = torch.zeros(len(self.objective.others), device=device)
         count = num_batches = 0
         for batch in batches:
-            nll = self._terms(batch, getattr(self.model, "module", self.model)).nll_sum
+            _, nll, others = self._terms(batch, getattr(self.model, "module", self.model))
             batch_count = self.objective.count(batch)
             nll_sum, sum_of_means = nll_sum + nll, sum_of_means + nll / max(1, batch_count)
-            count, num_batches = count + batch_count, num_batches + 1
+            other_sums, count, num_batches = other_sums + others.to(device), count + batch_count, num_batches + 1
         self.model.train()
-        nll, means, tokens, total_batches = self.processes.sum(nll_sum, sum_of_means, count, num_batches)
-        if tokens == 0:
-            raise DataError("The held-out data hold no target token; give more of them, or --eval_every 0.")
-        return Evaluation(nll / tokens, int(tokens), means / (total_batches + 1))
+        sums = self.processes.sum(nll_sum, sum_of_means, count, num_batches, *other_sums)
+        nll, batch_means, total, total_batches, *totals = sums
+        if total == 0:
+            raise DataError(
+                f"The held-out data hold no target {self.objective.unit}; give more of them, or --eval_every 0."
+            )
+        means = {name: value / total for name, value in zip(self.objective.others, totals, strict=True)}
+        return Evaluation(nll / total, int(total), batch_means / (total_batches + 1), means)
 
     def _terms(self, batch: Batch, model: nn.Module | None = None) -> LossTerms:
         device = self.processes.device
@@ -175,13 +191,15 @@ def train(
     telemetry: Telemetry,
     evaluate: Callable[[], Evaluation] | None,
     save: Callable[[LoopState, float | None], None],
+    observe: Observe | None = None,
 ) -> LoopState:
-    """Train from `state.step` to `settings.num_training_steps`.
+    """Train from `state.step` to `settings.total_steps`.
 
     Args:
         steps: their micro-batches, beginning with those of step `state.step`.
         evaluate: measures on held-out data, or None without any.
         save: writes a checkpoint for a state and, if it was just measured, its held-out loss.
+        observe: looks at more after each of its measurements, without gradients of its own.
 
     Returns:
         The state at the end.
@@ -190,20 +208,26 @@ def train(
         Interrupted: a signal came; a checkpoint of the last finished step is written.
         ModelError: a loss that is not finite; the last checkpoint stays as it is.
     """
-    total = settings.num_training_steps
+    total = settings.total_steps
 
     def measure(step: int) -> float | None:
         if evaluate is None:
             return None
         with telemetry.paused("evaluating"):
             measured = evaluate()
+            trainer.model.eval()
+            observed = {} if observe is None else observe(step)
+            trainer.model.train()
+        perplexities = {"eval_perplexity": measured.perplexity, "eval_galore_perplexity": measured.galore_perplexity}
+        others = {**measured.others, **{name: seen for name, seen in observed.items() if not isinstance(seen, str)}}
         telemetry.log_evaluation(
             step,
             eval_loss=measured.loss,
-            eval_tokens=measured.num_tokens,
-            eval_perplexity=measured.perplexity,
-            eval_galore_perplexity=measured.galore_perplexity,
+            **{f"eval_{trainer.objective.unit}": measured.num_terms},
+            **(perplexities if trainer.objective.unit == "tokens" else {}),
+            **{f"eval_{name}": value for name, value in others.items()},
         )
+        telemetry.show_texts(step, {name: seen for name, seen in observed.items() if isinstance(seen, str)})
         return measured.loss
 
     trainer.model.train()

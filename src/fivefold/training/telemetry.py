@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,6 +110,7 @@ class Telemetry:
         input_nonpadding_frac: float | None = None,
         target_nonpadding_frac: float | None = None,
         recovered_factors: int | None = None,
+        **others: float,
     ) -> None:
         """Write one line for the step just made.
 
@@ -122,6 +123,7 @@ class Telemetry:
             input_nonpadding_frac: share of the step's input positions that hold tokens and no padding.
             target_nonpadding_frac: the same for targets; None for a decoder, which has none of their own.
             recovered_factors: near-singular low-rank layers whose step was damped or left out since the last line.
+            others: what else the objective measured.
         """
         if not self.enabled:
             return
@@ -143,7 +145,7 @@ class Telemetry:
             "target_nonpadding_frac": target_nonpadding_frac,
             "recovered_factors": recovered_factors,
         }
-        measured |= {name: value for name, value in optional.items() if value is not None}
+        measured |= {name: value for name, value in optional.items() if value is not None} | others
         self._write("train", step, measured)
         self._progress.show(step, f"loss {loss:.4f}", f"lr {learning_rate:.2e}", f"{tokens_per_second:,.0f} tokens/s")
 
@@ -152,33 +154,45 @@ class Telemetry:
         step: int,
         *,
         eval_loss: float,
-        eval_tokens: int,
-        eval_perplexity: float,
-        eval_galore_perplexity: float,
+        eval_tokens: int | None = None,
+        eval_perplexity: float | None = None,
+        eval_galore_perplexity: float | None = None,
+        **others: float,
     ) -> None:
         """Write one line for an evaluation.
 
         Args:
             step: updates made.
-            eval_loss: mean over the held-out tokens.
-            eval_tokens: how many they are.
-            eval_perplexity: e to the loss.
+            eval_loss: mean over the held-out tokens, or over whatever the objective counts.
+            eval_tokens: how many they are; None where it counts something else.
+            eval_perplexity: e to the loss, where that is one a token.
             eval_galore_perplexity: the one that GaLore's script would print.
+            others: how many terms the loss has, where these are no tokens, and what else the objective measured.
         """
         if not self.enabled:
             return
-        measured = {
-            "eval_loss": eval_loss,
+        optional = {
             "eval_tokens": eval_tokens,
             "eval_perplexity": eval_perplexity,
             "eval_galore_perplexity": eval_galore_perplexity,
-            "seconds": self._seconds(),
         }
-        self._write("eval", step, measured)
-        self.say(
-            f"step {step:,}: held-out loss {eval_loss:.4f}, perplexity {eval_perplexity:.5g} "
-            f"({eval_galore_perplexity:.5g} as GaLore counts), {eval_tokens:,} tokens"
-        )
+        measured = {name: value for name, value in optional.items() if value is not None}
+        self._write("eval", step, {"eval_loss": eval_loss, **measured, **others, "seconds": self._seconds()})
+        said = [f"held-out loss {eval_loss:.4f}"]
+        if eval_perplexity is not None:
+            said.append(f"perplexity {eval_perplexity:.5g} ({eval_galore_perplexity:.5g} as GaLore counts)")
+        if eval_tokens is not None:
+            said.append(f"{eval_tokens:,} tokens")
+        said += [f"{name.removeprefix('eval_').replace('_', ' ')} {value:,.4g}" for name, value in others.items()]
+        self.say(f"step {step:,}: {', '.join(said)}")
+
+    def show_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Let TensorBoard show what was written at an evaluation, by name."""
+        if not self.enabled:
+            return
+        with suppress(OSError):  # a full disk costs a picture of what stands in other files as well
+            for name, text in texts.items():
+                self._tensorboard.add_text(f"eval/{name}", text, step)
 
     @contextmanager
     def paused(self, what: str) -> Iterator[None]:

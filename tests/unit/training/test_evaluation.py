@@ -21,6 +21,8 @@ BATCHES = [[1.0, 2.0, 3.0, 4.0], [8.0], [0.5, 1.5]]
 class GivenLosses:
     """An objective whose batches are their tokens' losses; the model only multiplies them."""
 
+    unit, others = "tokens", ()
+
     def count(self, batch: Batch) -> int:
         return batch["losses"].numel()
 
@@ -64,7 +66,7 @@ def evaluate(trainer: Trainer, batches: list[list[float]]) -> Evaluation:
 
 def test_perplexities_of_unequal_batches_worked_out_by_hand():
     measured = evaluate(trainer_of(), BATCHES)
-    assert measured.num_tokens == 7
+    assert measured.num_terms == 7
     assert measured.loss == pytest.approx(20 / 7)  # (1 + 2 + 3 + 4 + 8 + .5 + 1.5) / 7
     assert measured.perplexity == pytest.approx(math.exp(20 / 7))
     assert measured.galore_perplexity == pytest.approx(math.exp((2.5 + 8 + 1) / 4))  # three means over 3 + 1
@@ -79,7 +81,7 @@ def test_galores_number_is_lower_than_the_perplexity_of_equal_batches_and_comes_
 
 def test_several_processes_add_one_batch_once():
     measured = evaluate(trainer_of(processes=BesideAnother(0, 2, torch.device("cpu"))), BATCHES)
-    assert measured.num_tokens == 14
+    assert measured.num_terms == 14
     assert measured.loss == pytest.approx(20 / 7)
     assert measured.galore_perplexity == pytest.approx(math.exp(2 * 11.5 / 7))
 
