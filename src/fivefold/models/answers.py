@@ -197,5 +197,5 @@ class _StopWhen(StoppingCriteria):
     def __init__(self, event: Event) -> None:
         self._event = event
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
         return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)
