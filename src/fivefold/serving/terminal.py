@@ -128,13 +128,16 @@ def _answer(chat: Chat, text: str, is_terminal: bool) -> None:
     except UnicodeEncodeError:
         _say("That holds half a character, which no tokenizer reads; write it again.")
         return
-    turns = chat.answerer.chat_format.cuts.turns
-    cut_prompts = chat.answerer.chat_format.cuts.prompts
-    pieces = chat.ask(text)
+    cuts = chat.answerer.chat_format.cuts
+    before = replace(cuts)
+    pieces, is_silent = chat.ask(text), True
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
+            is_silent = False
         print(flush=True)
+        if is_silent:
+            _say("(the model said nothing, and does not remember the question)")
     except KeyboardInterrupt:
         if not is_terminal:
             raise
@@ -146,10 +149,9 @@ def _answer(chat: Chat, text: str, is_terminal: bool) -> None:
         _say(str(error))
     finally:
         pieces.close()  # type: ignore[attr-defined]
-    cuts = chat.answerer.chat_format.cuts
-    if cuts.turns > turns:
+    if cuts.turns > before.turns:
         _say("(the oldest turns no longer fit and were not read; /reset begins anew)")
-    elif cuts.prompts > cut_prompts:
+    elif cuts.prompts > before.prompts:
         _say("(the message is too long; its end was not read)")
 
 
