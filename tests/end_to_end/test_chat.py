@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-
 from chat_models import KINDS, small_tokenizer, write_model
+
 from fivefold.cli import main
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.preferences import read_preferences
@@ -44,37 +44,61 @@ def test_lines_from_a_pipe(kind, tmp_path, tokenizer_of, monkeypatch, capsys):
     assert answers[0] == answers[-1]  # the same question at the same place
 
 
-def read_until(master, mark, seconds=120):
-    text, end = b"", time.monotonic() + seconds
-    while mark not in text:
-        assert time.monotonic() < end, text
-        if select.select([master], [], [], 1)[0]:
-            text += os.read(master, 4096)
-    return text.decode()
+class Terminal:
+    """What somebody at a terminal sees and types."""
+
+    def __init__(self, command):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self._seen = b""
+
+    def wait_for(self, mark):
+        """Read on until something has appeared."""
+        end = time.monotonic() + 300
+        while mark not in self._seen:
+            assert time.monotonic() < end, self._seen
+            if select.select([self.master], [], [], 1)[0]:
+                self._seen += os.read(self.master, 4096)
+        before, _, self._seen = self._seen.partition(mark)
+        return before.decode(errors="replace")
+
+    def wait_for_prompt(self):
+        """And a second more: what comes while the prompt is being drawn is lost, in every program with readline."""
+        self.wait_for(b"> ")
+        time.sleep(1)
+
+    def type(self, text):
+        """Press keys."""
+        os.write(self.master, text.encode())
+
+    def interrupt(self):
+        """Press Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
 
 
 def test_in_a_terminal_an_interrupt_stops_the_answer_and_not_the_program(t5):
-    master, slave = pty.openpty()
     flags = ["--model", t5, "--max_new_tokens", "1000000", "--repetition_penalty", "1.5"]
-    command = [sys.executable, "-m", "fivefold", "chat", *flags]
-    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
-        os.close(slave)
-        read_until(master, b"> ")
-        process.send_signal(signal.SIGINT)  # at the prompt: nothing but a fresh line
-        read_until(master, b"> ")
-        os.write(master, "你好\n".encode())
-        read_until(master, b"\n")
-        assert read_until(master, b" ").strip() or True
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        assert "\ufffd" not in read_until(master, b"(stopped)")
-        read_until(master, b"> ")
-        os.write(master, b"/params max_new_tokens=2\n")
-        assert "max_new_tokens=2" in read_until(master, b"seed=0")
-        read_until(master, b"> ")
-        os.write(master, b"\x04")  # Ctrl-D
-        assert process.wait(60) == 0
-    os.close(master)
+    terminal = Terminal([sys.executable, "-m", "fivefold", "chat", *flags])
+    try:
+        terminal.wait_for_prompt()
+        terminal.interrupt()  # at the prompt: nothing but a fresh line
+        terminal.wait_for_prompt()
+        terminal.type("你好\n")
+        terminal.wait_for("你好".encode())  # the line itself
+        terminal.wait_for(b" ")  # the answer has begun, and has no end
+        terminal.interrupt()
+        terminal.wait_for(b"(stopped)")
+        terminal.wait_for_prompt()
+        terminal.type("/params max_new_tokens=2\n")
+        assert "max_new_tokens=2" in terminal.wait_for(b"seed=0")
+        terminal.wait_for_prompt()
+        terminal.type("\x04")  # Ctrl-D
+        assert terminal.process.wait(300) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.master)
 
 
 ROWS = [
@@ -142,6 +166,9 @@ def test_an_interrupted_run_goes_on(t5, tmp_path, monkeypatch, capsys):
     assert set(tmp_path.iterdir()) == {data, output}
 
 
+REJECTED = ["rejected", "--model", "T5", "--data", "x.jsonl", "--output_file"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -149,25 +176,21 @@ def test_an_interrupted_run_goes_on(t5, tmp_path, monkeypatch, capsys):
         (["chat", "--model", "T5", "--system", " "], "--system is blank"),
         (["chat", "--model", "T5", "--input_length", "0"], "must be at least 1"),
         (["chat", "--model", "ADAPTER"], "names no base model"),
-        (["chat", "--model", "LOST"], "holds no"),
-        (["rejected", "--model", "T5", "--data", "x.jsonl", "--output_file", "no/where.jsonl"], "does not exist"),
-        (["rejected", "--model", "T5", "--data", "x.jsonl", "--output_file", "y", "--max_similarity", "2"], "from 0 to 1"),
-        (
-            ["rejected", "--model", "T5", "--data", "x.jsonl", "--output_file", "y", "--no_do_sample", "--num_candidates", "2"],
-            "--num_candidates changes nothing",
-        ),
-        (["rejected", "--model", "T5", "--data", "x.jsonl", "--output_file", "y", "--num_beams", "2"], "add --no_do_sample"),
-        (["rejected", "--model", "T5", "--data", "same.jsonl", "--output_file", "y"], "No pair is left"),
+        (["chat", "--model", "LOST"], "names its own folder"),
+        ([*REJECTED, "no/where.jsonl"], "does not exist"),
+        ([*REJECTED, "y", "--max_similarity", "2"], "from 0 to 1"),
+        ([*REJECTED, "y", "--no_do_sample", "--num_candidates", "2"], "--num_candidates changes nothing"),
+        ([*REJECTED, "y", "--num_beams", "2"], "add --no_do_sample"),
+        ([*REJECTED, "y", "--max_new_tokens", "7"], "No pair is left"),  # see below
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_one_sentence(words, message, t5, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text('{"instruction": "abc", "output": "d"}\n')
-    (tmp_path / "same.jsonl").write_text('{"instruction": "abc", "output": "d"}\n')
     for name, content in (("adapter", {"base_model_name_or_path": ""}), ("lost", {"base_model_name_or_path": "lost"})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(content))
-    if "same.jsonl" in words:
+    if "7" in words:
         monkeypatch.setattr("fivefold.models.answers.Answerer.write", lambda self, prompts, *_: ["d"] * len(prompts))
     names = {"T5": t5, "ADAPTER": "adapter", "LOST": "lost"}
     before = set(tmp_path.iterdir())

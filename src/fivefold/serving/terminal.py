@@ -1,6 +1,7 @@
 """A chat in the terminal, or with lines that come from a file or a pipe."""
 
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -133,7 +134,7 @@ def _answer(chat: Chat, text: str, is_terminal: bool) -> None:
     pieces, is_silent = chat.ask(text), True
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(_shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
             is_silent = False
         print(flush=True)
         if is_silent:
@@ -153,6 +154,11 @@ def _answer(chat: Chat, text: str, is_terminal: bool) -> None:
         _say("(the oldest turns no longer fit and were not read; /reset begins anew)")
     elif cuts.prompts > before.prompts:
         _say("(the message is too long; its end was not read)")
+
+
+def _shown(text: str) -> str:
+    """A text without the characters by which it could command the terminal instead of standing in it."""
+    return "".join(character for character in text if character in "\n\t" or unicodedata.category(character) != "Cc")
 
 
 def _obey(chat: Chat, words: list[str]) -> None:

@@ -25,4 +25,6 @@ def test_shared_trigrams(first, second, expected):
 def test_one_word_of_many_is_near_identical():
     first = "I have read the whole review twice, and I would say that this review is a positive one."
     assert text_similarity(first, first.replace("positive", "negative")) > 0.9
-    assert text_similarity("This review is positive.", "This review is negative.") == pytest.approx(19 / 25)  # 4 letters
+    assert text_similarity("This review is positive.", "This review is negative.") == pytest.approx(
+        19 / 25
+    )  # 4 letters

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from chat_models import KINDS, small_tokenizer, write_model
 from transformers import LogitsProcessorList
 
-from chat_models import KINDS, small_tokenizer, write_model
 from fivefold.errors import ConfigError
 from fivefold.models.answers import Answerer, stream_answer
 from fivefold.models.decoding import ChatDecoding, DecodingSettings

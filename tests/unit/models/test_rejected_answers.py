@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from chat_models import small_tokenizer, write_model
+
 from fivefold.data.preferences import Preference
 from fivefold.errors import CheckpointError, ConfigError
 from fivefold.models.answer_journal import AnswerJournal
@@ -15,7 +15,7 @@ from fivefold.serving.open_model import open_model
 
 GREEDY = RejectedDecoding(max_new_tokens=8, do_sample=False)
 DRAWN = RejectedDecoding(max_new_tokens=8)
-WORDS = "abc de fghij jihg".split()
+WORDS = ["abc", "de", "fghij", "jihg"]
 
 
 @pytest.fixture(scope="module", params=["t5", "llama"])
@@ -30,7 +30,9 @@ def prompt(number):
 PREFERENCES = [Preference(prompt(number), "something good", None) for number in range(10)]
 
 
-def fill(answerer, path, preferences=PREFERENCES, *, decoding=DRAWN, batch_size=4, candidates=3, similarity=0.9, **more):
+def fill(
+    answerer, path, preferences=PREFERENCES, *, decoding=DRAWN, batch_size=4, candidates=3, similarity=0.9, **more
+):
     with AnswerJournal(path, {"batch_size": batch_size}) as journal:
         return fill_rejected(
             preferences,
@@ -73,13 +75,22 @@ def test_what_is_there_is_kept_and_what_cannot_serve_is_counted(answerer, tmp_pa
     ]
     progress = []
     filled = fill(
-        answerer, tmp_path / "a", preferences, candidates=5, show_progress=lambda done, more: progress.append((done, more))
+        answerer,
+        tmp_path / "a",
+        preferences,
+        candidates=5,
+        show_progress=lambda done, more: progress.append((done, more)),
     )
     assert [(pair.prompt, pair.rejected) for pair in filled.pairs] == [
         (prompt(0), "ok"), (prompt(3), "bad"), (prompt(4), "Good!"),
     ]  # fmt: skip
     assert (filled.kept, filled.written, filled.empty, filled.similar) == (1, 2, 1, 1)
-    assert sorted(asked) == [*((0, d) for d in range(4)), *((1, d) for d in range(5)), *((2, d) for d in range(5)), (3, 0)]
+    assert sorted(asked) == [
+        *((0, d) for d in range(4)),
+        *((1, d) for d in range(5)),
+        *((2, d) for d in range(5)),
+        (3, 0),
+    ]
     assert sum(done for done, _ in progress) == sum(more for _, more in progress) == len(asked)
 
 

@@ -1,10 +1,10 @@
 """Pieces of text are whole characters, and together the whole text, in every kind of tokenizer."""
 
 import pytest
+from chat_models import small_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from chat_models import small_tokenizer
 from fivefold.models.text_stream import TextStream, answer_text
 from fivefold.tokenizer.encode import CorpusEncoder
 

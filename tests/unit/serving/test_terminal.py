@@ -3,8 +3,8 @@
 import io
 
 import pytest
-
 from chat_models import small_tokenizer, write_model
+
 from fivefold.errors import ConfigError
 from fivefold.models.answers import Answerer
 from fivefold.models.decoding import ChatDecoding
