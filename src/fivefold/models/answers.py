@@ -168,6 +168,7 @@ class Answerer:
             stopping_criteria=[stop] if stop else None,
             streamer=streamer,
             max_new_tokens=decoding.max_new_tokens,
+            max_length=None,  # which some stored settings have, for other uses
             num_beams=decoding.num_beams,
             repetition_penalty=decoding.repetition_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,

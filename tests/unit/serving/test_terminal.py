@@ -9,7 +9,7 @@ from fivefold.errors import ConfigError
 from fivefold.models.answers import Answerer
 from fivefold.models.decoding import ChatDecoding
 from fivefold.serving.open_model import open_model
-from fivefold.serving.terminal import Chat, run_chat
+from fivefold.serving.terminal import Chat, _shown, run_chat
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,10 @@ def test_half_characters_are_not_sent(chat, capsys):
     talk(chat, "a\ud800b")
     assert chat.messages == []
     assert "half a character" in capsys.readouterr().err
+
+
+def test_no_answer_commands_the_terminal():
+    assert _shown("a\x1b[2J\tb\n\x07\x9b\u4f60\U0001f642") == "a[2J\tb\n\u4f60\U0001f642"
 
 
 @pytest.mark.parametrize(
