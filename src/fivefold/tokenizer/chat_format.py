@@ -242,7 +242,7 @@ class ChatFormat:
             raise DataError(f"The tokenizer's chat template refuses a conversation of {roles}: {error}.") from error
 
     def _disarmed(self, text: str) -> str:
-        """The text, names of special tokens broken with a space, and such as a normaliser makes of wide letters, too."""
+        """The text, names of special tokens broken with a space, and so are those that NFKC makes of wide letters."""
         if self._names.search(text):
             return self._names.sub(broken, text)
         folded = unicodedata.normalize("NFKC", text)

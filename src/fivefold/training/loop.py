@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,6 +32,11 @@ class LoopState:
     """By all processes."""
     source_state: dict[str, Any] = field(default_factory=dict)
     """Where a streaming data source stands; empty for the others."""
+
+
+Observe: TypeAlias = Callable[[int], Mapping[str, float | str]]
+"""Looks at the model after so many steps, dropout off, on every process. Of what it returns numbers are logged beside
+the held-out loss and texts are shown by TensorBoard, each under its name."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -186,13 +191,15 @@ def train(
     telemetry: Telemetry,
     evaluate: Callable[[], Evaluation] | None,
     save: Callable[[LoopState, float | None], None],
+    observe: Observe | None = None,
 ) -> LoopState:
-    """Train from `state.step` to `settings.num_training_steps`.
+    """Train from `state.step` to `settings.total_steps`.
 
     Args:
         steps: their micro-batches, beginning with those of step `state.step`.
         evaluate: measures on held-out data, or None without any.
         save: writes a checkpoint for a state and, if it was just measured, its held-out loss.
+        observe: looks at more after each of its measurements, without gradients of its own.
 
     Returns:
         The state at the end.
@@ -201,22 +208,23 @@ def train(
         Interrupted: a signal came; a checkpoint of the last finished step is written.
         ModelError: a loss that is not finite; the last checkpoint stays as it is.
     """
-    total = settings.num_training_steps
+    total = settings.total_steps
 
     def measure(step: int) -> float | None:
         if evaluate is None:
             return None
         with telemetry.paused("evaluating"):
             measured = evaluate()
-        perplexities = {"eval_perplexity": measured.perplexity, "eval_galore_perplexity": measured.galore_perplexity}
-        others = {f"eval_{name}": value for name, value in measured.others.items()}
-        telemetry.log_evaluation(
-            step,
-            eval_loss=measured.loss,
-            **{f"eval_{trainer.objective.unit}": measured.num_terms},
-            **(perplexities if trainer.objective.unit == "tokens" else {}),
-            **others,
-        )
+            trainer.model.eval()
+            observed = {} if observe is None else observe(step)
+            trainer.model.train()
+        numbers: dict[str, Any] = {"eval_loss": measured.loss}
+        if trainer.objective.unit == "tokens":
+            numbers |= {"eval_tokens": measured.num_terms, "eval_perplexity": measured.perplexity}
+            numbers |= {"eval_galore_perplexity": measured.galore_perplexity}
+        else:
+            observed = {trainer.objective.unit: measured.num_terms, **observed}
+        telemetry.log_evaluation(step, **numbers, observed={**measured.others, **observed})
         return measured.loss
 
     trainer.model.train()

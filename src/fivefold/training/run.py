@@ -30,7 +30,7 @@ from fivefold.training.checkpoint import (
     verify_checkpoint,
 )
 from fivefold.training.distributed import Processes
-from fivefold.training.loop import Evaluation, LoopState, Trainer, train
+from fivefold.training.loop import Evaluation, LoopState, Observe, Trainer, train
 from fivefold.training.optimizers import state_elements
 from fivefold.training.schedule import lr_factor, warmup_length
 from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
@@ -56,8 +56,9 @@ def run_training(
     loop: LoopSettings,
     run_settings: dict[str, Any],
     processes: Processes,
+    observe: Observe | None = None,
 ) -> None:
-    """Train `model` in `loop.output_dir` until `loop.num_training_steps`, from the last checkpoint if there is one.
+    """Train `model` in `loop.output_dir` until `loop.total_steps`, from the last checkpoint if there is one.
 
     Args:
         model: on the CPU; parameters that do not require a gradient stay as they are.
@@ -65,6 +66,7 @@ def run_training(
         grad_clipping: largest global gradient norm; 0 for none.
         validation: held-out samples, or None.
         run_settings: every setting of the run, saved beside the weights.
+        observe: looks at more after each measurement of the held-out loss.
 
     Raises:
         ConfigError: the folder holds another run, or the settings do not fit together.
@@ -79,7 +81,7 @@ def run_training(
     if loop.compile:
         model.compile()  # in place, so that parameters keep their names
     wrapped = processes.wrap(model)
-    factor = partial(lr_factor, total_steps=loop.num_training_steps, settings=schedule)
+    factor = partial(lr_factor, total_steps=loop.total_steps, settings=schedule)
     trainer = Trainer(wrapped, objective, optimizer, factor, grad_clipping, loop, processes)
     state = LoopState()
     if checkpoint is not None:
@@ -118,7 +120,7 @@ def run_training(
             _write_settings(run_dir, run_settings)
         with Telemetry(
             run_dir,
-            loop.num_training_steps,
+            loop.total_steps,
             loop,
             run_settings=run_settings,
             start_step=state.step,
@@ -128,7 +130,7 @@ def run_training(
             telemetry.say(f"training on {training.describe()}")
             if checkpoint is not None:
                 telemetry.say(f"going on from {checkpoint}")
-            state = train(trainer, steps, state, loop, telemetry, evaluate, save)
+            state = train(trainer, steps, state, loop, telemetry, evaluate, save, observe)
     if processes.is_first:
         loop_state = {"step": state.step, "tokens_seen": state.tokens_seen}
         save_final(run_dir, model=model, tokenizer=tokenizer, loop_state=loop_state, run_settings=run_settings)
@@ -138,7 +140,8 @@ def run_training(
 def check_settings(batch: BatchSettings, schedule: ScheduleSettings, loop: LoopSettings, world_size: int) -> None:
     """Raise ConfigError for settings that cannot work together, before anything expensive is done."""
     plan_batches(batch, world_size)
-    warmup_length(loop.num_training_steps, schedule)
+    if loop.epochs is None:
+        warmup_length(loop.total_steps, schedule)
     check_wandb(loop)
     if loop.compile and not torch.cuda.is_available():
         raise ConfigError(
@@ -167,6 +170,7 @@ def describe_run(
     run_settings: dict[str, Any],
     changed: dict[str, Any],
     world_size: int,
+    verb: str = "pretrain",
 ) -> str:
     """What `--dry_run` prints: the resolved settings, parameters, memory, and the line for several processes.
 
@@ -192,7 +196,7 @@ def describe_run(
         f"memory         {gibibytes:.2f} GiB for weights, gradients and optimizer; activations come on top\n"
         f"batch          {plan.global_batch_size} samples a step: {plan.micro_batch_size} at once x "
         f"{plan.accumulation_steps} accumulated x {plan.world_size} processes\n"
-        f"two processes  torchrun --nproc_per_node 2 -m fivefold pretrain {words}"
+        f"two processes  torchrun --nproc_per_node 2 -m fivefold {verb} {words}"
     )
 
 

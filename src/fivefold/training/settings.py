@@ -1,6 +1,7 @@
 """The settings of the optimizer, the learning-rate schedule and the loop: cheap to import, checked when built."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fivefold.choices import refuse_unused
@@ -157,8 +158,10 @@ class LoopSettings:
 
     output_dir: str = "runs/latest"
     """Folder of the run: settings, log, checkpoints, final model and report."""
-    num_training_steps: int = 10_000
-    """Optimizer steps to train for."""
+    num_training_steps: int | None = None
+    """Optimizer steps to train for, by default 10,000; for sft what 3 epochs are."""
+    epochs: float | None = None
+    """Passes over the data to train for, instead of a number of steps; a half is half a pass."""
     eval_every: int = 1000
     """Steps between measurements of the held-out loss; 0 measures only at the end. LORO's default is 5000."""
     eval_samples: int = 256
@@ -190,8 +193,15 @@ class LoopSettings:
         if not self.output_dir:
             raise ConfigError("output_dir is empty, but the run needs a folder: give --output_dir FOLDER.")
         for name in ("num_training_steps", "log_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or above.")
+        if self.epochs is not None:
+            if self.num_training_steps is not None:
+                raise ConfigError(
+                    f"epochs is {self.epochs} and num_training_steps {self.num_training_steps}; give one of the two."
+                )
+            if not 0 < self.epochs < math.inf:
+                raise ConfigError(f"epochs is {self.epochs}, but it must be above 0.")
         for name in ("eval_every", "eval_samples", "save_every", "keep_last"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 or above.")
@@ -199,3 +209,25 @@ class LoopSettings:
             raise ConfigError(f"pure_bf16 goes with --dtype bfloat16, but dtype is {self.dtype}; drop one of the two.")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}, but it must be 0 or above and below 2^63.")
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of the run; with `epochs` known only of what `with_steps` returned."""
+        assert self.epochs is None, "epochs are to be turned into steps first"
+        return 10_000 if self.num_training_steps is None else self.num_training_steps
+
+    def with_steps(self, samples_per_epoch: int | None, samples_per_step: int) -> "LoopSettings":
+        """The same settings with a number of steps in place of `epochs`.
+
+        Raises:
+            ConfigError: the data have no end that is known.
+        """
+        if self.epochs is None:
+            return self
+        if samples_per_epoch is None:
+            raise ConfigError(
+                f"epochs is {self.epochs}, but text is read as training goes, and nobody knows where it ends; run "
+                "`fivefold prepare` and give its folder as --data, or say --num_training_steps."
+            )
+        steps = max(1, round(self.epochs * samples_per_epoch / samples_per_step))
+        return replace(self, num_training_steps=steps, epochs=None)
