@@ -15,6 +15,8 @@ VERBS = {
     "prepare": "documents to token shards, ready for training",
     "tokenizer": "train a tokenizer on text",
     "pretrain": "train a model from scratch, or on, on text or pairs",
+    "rejected": "rejected answers for dpo, written by a model itself",
+    "chat": "talk with a model in the terminal",
     "generate": "text in, text out; fill in blanks",
     "inspect": "the singular values of a model's layers",
     "export": "a low-rank model as a standard Hugging Face folder",

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     GRID_OFFSET = 4
     PERMUTATION = 5
     DOCUMENT_ORDER = 6
+    SAMPLED_TOKEN = 7
 
 
 def mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

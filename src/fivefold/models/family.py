@@ -37,14 +37,17 @@ def stored_family(name_or_path: str) -> Family:
     """The family of a stored model, by its config.json.
 
     Args:
-        name_or_path: folder or Hub id.
+        name_or_path: folder or Hub id; an adapter is of its base model's family.
 
     Raises:
         CheckpointError: there is no config.json, or it cannot be read.
         ModelError: the model is neither a T5 nor a decoder.
     """
+    from fivefold.models.adapter import base_model
     from fivefold.t5.weights import read_config_fields
 
+    if (base := base_model(name_or_path)) is not None:
+        return stored_family(base)
     fields = read_config_fields(name_or_path)
     family = _family_of(fields)
     if family is None:

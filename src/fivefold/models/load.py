@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fivefold.errors import CheckpointError
 from fivefold.lowrank.store import is_factored, load_factored
+from fivefold.models.adapter import base_model, with_adapter
 from fivefold.models.family import stored_family
 from fivefold.t5.model import T5Model
 from fivefold.t5.weights import check_loaded, library_report_off
@@ -17,12 +18,15 @@ def load_model(name_or_path: str) -> PreTrainedModel:
     """Open a T5 or a decoder, dense or low rank, in float32 on the CPU.
 
     Args:
-        name_or_path: folder or Hub id.
+        name_or_path: folder or Hub id; a folder of an adapter gives its base model with the adapter added to it.
 
     Raises:
         CheckpointError: no model there, unreadable, or weights that do not fit its configuration.
-        ModelError: neither a T5 nor a decoder.
+        ConfigError: an adapter, and peft is not installed.
+        ModelError: neither a T5 nor a decoder, or an adapter that cannot be added to weights.
     """
+    if (base := base_model(name_or_path)) is not None:
+        return with_adapter(load_model(base), name_or_path)
     if is_factored(name_or_path):
         return load_factored(name_or_path)
     if stored_family(name_or_path) == "t5":

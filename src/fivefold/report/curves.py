@@ -1,15 +1,12 @@
-"""The curves of one or several runs as pictures: loss, learning rate, gradient norm and speed over the steps."""
+"""The curves of one or several runs as pictures, over one another or, the stages of a lineage, side by side."""
 
-import math
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import yaml
-
-from fivefold.errors import DataError
-from fivefold.training.telemetry import HARDWARE_NAME, LOG_NAME, read_log_lines
+from fivefold.report.charts import LOSS, Chart, charts_of, has_points
+from fivefold.report.run_log import RunLog, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,50 +19,30 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 _CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei")
 
 
-@dataclass
-class RunLog:
-    """What one run left behind."""
+class Picture(NamedTuple):
+    """A drawn chart."""
 
-    name: str
-    train: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    settings: dict[str, Any] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
+    path: Path
+    is_wide: bool
+    """Whether it fills a page's width."""
 
 
-def read_log(run_dir: Path) -> RunLog:
-    """Read the log, the settings and the hardware note of a run; the last two may be missing.
+def draw_curves(runs: list[RunLog], output_dir: Path, *, side_by_side: bool = False) -> list[Picture]:
+    """Draw loss.png, and a picture for each of the other numbers that the logs hold.
 
-    Raises:
-        DataError: no such run, an empty log, or a damaged file.
-    """
-    lines = read_log_lines(run_dir / LOG_NAME)
-    if not lines:
-        raise DataError(f"{run_dir / LOG_NAME} is empty: the run was stopped before it logged its first step.")
-    return RunLog(
-        name=run_dir.resolve().name,
-        train=[line for line in lines if "loss" in line],
-        evaluations=[line for line in lines if "eval_loss" in line],
-        settings=_read_mapping(run_dir / "run.yaml"),
-        hardware=_read_mapping(run_dir / HARDWARE_NAME),
-    )
-
-
-def draw_curves(runs: list[RunLog], output_dir: Path) -> list[Path]:
-    """Draw loss.png, learning_rate.png, grad_norm.png and tokens_per_second.png, the runs over one another.
+    Args:
+        runs: whose curves.
+        output_dir: for the pictures, made if missing.
+        side_by_side: each run has its own frame, in the given order; otherwise they share one.
 
     Returns:
         The pictures that have something to show, loss first.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    pictures = [_draw_loss(runs, output_dir / "loss.png")]
-    for key, title in (
-        ("learning_rate", "Learning rate"),
-        ("grad_norm", "Gradient norm before clipping"),
-        ("tokens_per_second", "Tokens per second"),
-    ):
-        if any(_points(run.train, key)[0] for run in runs):
-            pictures.append(_draw_series(runs, key, title, output_dir / f"{key}.png"))
+    panels = [[run] for run in runs] if side_by_side else [runs]
+    pictures = [_draw(panels, LOSS, _plot_loss, (9.0, 4.8), output_dir)]
+    for chart in charts_of(runs):
+        pictures.append(_draw(panels, chart, _plot_series, (4.6, 2.7), output_dir))
     return pictures
 
 
@@ -84,20 +61,40 @@ def smooth(values: list[float]) -> list[float]:
     return averages
 
 
-def _draw_loss(runs: list[RunLog], path: Path) -> Path:
-    figure, axes = _new_figure(9.0, 4.8)
+def _draw(
+    panels: list[list[RunLog]],
+    chart: Chart,
+    plot: "Callable[[Axes, list[RunLog], Chart], None]",
+    size: tuple[float, float],
+    output_dir: Path,
+) -> Picture:
+    """One picture: a frame for each panel that has something to show, all of them where none has."""
+    panels = [runs for runs in panels if has_points(runs, chart)] or panels
+    width, height = size
+    figure, frames = _new_figure(max(width, 4.6 * len(panels)), height, len(panels))
+    large = height > 4
+    for axes, runs in zip(frames, panels, strict=True):
+        plot(axes, runs, chart)
+        title = chart.title if len(panels) == 1 else _label(runs[0])
+        axes.set_title(title, loc="left", fontsize=13 if large else 11, fontweight="bold")
+    if len(panels) > 1:
+        figure.suptitle(chart.title, x=0.01, ha="left", fontsize=14 if large else 12, fontweight="bold")
+    return Picture(_save(figure, output_dir / f"{chart.name}.png"), large or len(panels) > 1)
+
+
+def _plot_loss(axes: "Axes", runs: list[RunLog], chart: Chart) -> None:
     seen: list[float] = []
     for index, run in enumerate(runs):
         colour = held_out_colour = COLOURS[index % len(COLOURS)]
         prefix = f"{_label(run)}: "
-        steps, losses = _points(run.train, "loss")
+        steps, losses = points(run.train, "loss")
         averages = smooth(losses)
         if len(runs) == 1:
             prefix, held_out_colour = "", COLOURS[1]
             axes.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
         if steps:
             axes.plot(steps, averages, color=colour, alpha=0.75, linewidth=1.3, label=f"{prefix}training, smoothed")
-        eval_steps, eval_losses = _points(run.evaluations, "eval_loss")
+        eval_steps, eval_losses = points(run.evaluations, "eval_loss")
         if eval_steps:
             best = min(range(len(eval_losses)), key=eval_losses.__getitem__)
             label = f"{prefix}held-out, best {eval_losses[best]:.3f}"
@@ -107,44 +104,59 @@ def _draw_loss(runs: list[RunLog], path: Path) -> Path:
             )
             axes.plot(eval_steps[best], eval_losses[best], "o", markersize=10, color=held_out_colour, fillstyle="none")
         seen += averages + eval_losses
-    axes.set_ylabel("loss (nats a token)")
-    axes.set_title("Loss", loc="left", fontsize=13, fontweight="bold")
+    axes.set_ylabel("loss (nats a pair)" if any(is_preference(run) for run in runs) else "loss (nats a token)")
     if seen:
         # The raw losses of single batches may leave the frame: it belongs to the averages and the held-out points.
         margin = 0.06 * (max(seen) - min(seen)) or 0.1
         axes.set_ylim(min(seen) - margin, max(seen) + margin)
         axes.legend(frameon=False)
-    return _save(figure, path)
 
 
-def _draw_series(runs: list[RunLog], key: str, title: str, path: Path) -> Path:
-    figure, axes = _new_figure(4.6, 2.7)
-    for index, run in enumerate(runs):
-        steps, values = _points(run.train, key)
-        axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=_label(run))
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylim(bottom=0)
-    if key == "tokens_per_second":
+def _plot_series(axes: "Axes", runs: list[RunLog], chart: Chart) -> None:
+    several = len(runs) > 1 or len(chart.keys) > 1
+    series = [(run, key) for run in runs for key in chart.keys]
+    is_labelled = False
+    for index, (run, key) in enumerate(series):
+        colour = COLOURS[index % len(COLOURS)]
+        words = [_label(run)] if len(runs) > 1 else []
+        words += [key.replace("_", " ")] if len(chart.keys) > 1 else []
+        steps, values = points(run.train, key)
+        if steps:
+            axes.plot(steps, values, color=colour, linewidth=1.2, label=": ".join(words) or "training")
+        eval_steps, eval_values = points(run.evaluations, f"eval_{key}")
+        if eval_steps:
+            colour = colour if several else COLOURS[1]
+            label = ", ".join([": ".join(words), "held-out"]) if words else "held-out"
+            axes.plot(eval_steps, eval_values, "o--", color=colour, linewidth=1.6, markersize=3.5, label=label)
+        is_labelled |= bool(several or (steps and eval_steps))
+    if chart.starts_at_zero:
+        axes.set_ylim(bottom=0)
+    if chart.name == "tokens_per_second":
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    if len(runs) > 1:
+    if is_labelled:
         axes.legend(frameon=False, fontsize=9)
-    return _save(figure, path)
 
 
-def _new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+def is_preference(run: RunLog) -> bool:
+    """Whether the run learned from preferences: its loss is one of pairs."""
+    return any("reward_margin" in line for line in run.train[:1] + run.evaluations[:1])
+
+
+def _new_figure(width: float, height: float, columns: int) -> "tuple[Figure, list[Axes]]":
     # Figure without pyplot: no global state and no window system, so it works in any process.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#888888")
-    axes.tick_params(colors="#444444", labelsize=9)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("step", color="#444444")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return figure, axes
+    frames = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for axes in frames:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#888888")
+        axes.tick_params(colors="#444444", labelsize=9)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("step", color="#444444")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return figure, frames
 
 
 def _save(figure: "Figure", path: Path) -> Path:
@@ -165,25 +177,7 @@ def _save(figure: "Figure", path: Path) -> Path:
     return path
 
 
-def _points(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the lines that hold a number under `key` (null stands for one that was not finite)."""
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None and math.isfinite(line[key])]
-    return [step for step, _ in found], [value for _, value in found]
-
-
 def _label(run: RunLog) -> str:
     # A dollar sign would start a formula, and a leading underscore hides a line from the legend.
     label = run.name.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is no table of settings, but {type(content).__name__}.")
-    return content

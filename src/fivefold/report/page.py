@@ -2,12 +2,15 @@
 
 import base64
 import html
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
 
 from fivefold.errors import DataError
-from fivefold.report.curves import RunLog, draw_curves, read_log
+from fivefold.report.curves import Picture, draw_curves
+from fivefold.report.lineage import Lineage, handed_over
+from fivefold.report.run_log import RunLog, points, read_log
 from fivefold.training.telemetry import format_duration
 
 _STYLE = """
@@ -26,7 +29,8 @@ h2 { font-size: 17px; margin: 34px 0 12px; }
 .card span { color: var(--soft); font-size: 13px; }
 figure { margin: 0; padding: 10px; }
 figure img { display: block; width: 100%; height: auto; }
-.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; margin-top: 12px; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+.wide { grid-column: 1 / -1; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: 7px 16px; border-bottom: 1px solid var(--line); vertical-align: top;
@@ -40,36 +44,51 @@ footer { margin-top: 34px; color: var(--soft); font-size: 13px; }
 
 
 def write_report(run_dirs: list[Path], output_dir: Path) -> Path:
-    """Read the runs' logs, draw their curves and write report.html with the pictures in it.
+    """Read the runs' logs, draw their curves over one another and write report.html with the pictures in it.
 
     Returns:
         The page; the pictures lie beside it.
+
     Raises:
         DataError: a run without a log, or a damaged one, or output_dir cannot be written to.
     """
     runs = [read_log(run_dir) for run_dir in run_dirs]
+    return _write(runs, " / ".join(run.name for run in runs), _lead(runs), output_dir, side_by_side=False)
+
+
+def write_lineage_report(lineage: Lineage, output_dir: Path) -> Path:
+    """Write report.html with the stages that a model went through side by side; the rest as `write_report`."""
+    stages = lineage.runs
+    lead = [_lead(stages)]
+    for parent, child in itertools.pairwise(stages):
+        if (step := handed_over(parent, child)) is not None:
+            lead.append(f"{child.name} went on from step {step:,} of {parent.name}.")
+    title = " \u2192 ".join(run.name for run in stages)
+    return _write(stages, title, " ".join([*lead, lineage.origin]).strip(), output_dir, side_by_side=True)
+
+
+def _write(runs: list[RunLog], title: str, lead: str, output_dir: Path, *, side_by_side: bool) -> Path:
     try:
-        return write_page(runs, draw_curves(runs, output_dir), output_dir)
+        pictures = draw_curves(runs, output_dir, side_by_side=side_by_side)
+        return write_page(runs, pictures, output_dir, title=title, lead=lead)
     except OSError as error:
         raise DataError(f"The report cannot be written to {output_dir}: {error.strerror}.") from error
 
 
-def write_page(runs: list[RunLog], pictures: list[Path], output_dir: Path) -> Path:
+def write_page(runs: list[RunLog], pictures: list[Picture], output_dir: Path, *, title: str, lead: str) -> Path:
     """Write report.html: the main numbers, the curves, and the settings side by side with differences marked."""
-    title = " / ".join(run.name for run in runs)
     summaries = [summarise(run) for run in runs]
-    loss, *others = [_image(picture) for picture in pictures]
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<p class="lead">{_text(_lead(runs))}</p>',
+        f'<p class="lead">{_text(lead)}</p>',
         _cards(summaries[0]) if len(runs) == 1 else _table(summaries, runs, mark_differences=False),
-        f"<h2>Curves</h2>{loss}",
-        f'<div class="small">{"".join(others)}</div>' if others else "",
+        f'<h2>Curves</h2><div class="curves">{"".join(map(_image, pictures))}</div>',
         _section("Hardware and versions", [run.hardware for run in runs], runs),
         _section("Settings", [_flatten(run.settings) for run in runs], runs),
-        "<footer>Losses are natural logarithms, averaged over tokens, and perplexity is e to them; as GaLore counts, e "
-        "to the sum of n batches' means over n + 1, which depends on the batch size. Speed leaves out evaluations and "
-        "checkpoints; time and memory do not. Written by fivefold.</footer>",
+        "<footer>Losses are natural logarithms, averaged over tokens (over pairs, where preferences are learned), and "
+        "perplexity is e to them; as GaLore counts, e to the sum of n batches' means over n + 1, which depends on the "
+        "batch size. Speed leaves out evaluations and checkpoints; time and memory do not. Written by fivefold."
+        "</footer>",
     ]
     body = "\n".join(part for part in parts if part)
     page = (
@@ -102,6 +121,13 @@ def summarise(run: RunLog) -> dict[str, str]:
         ):
             if best.get(key) is not None:  # too large for a number, or logged before there was such a key
                 summary[f"held-out {label}, best"] = f"{best[key]:.5g}"
+    for key, label in (("reward_accuracy", "pairs with a positive margin"), ("reward_margin", "reward margin")):
+        for which, found in (
+            ("held-out", points(run.evaluations, f"eval_{key}")[1]),
+            ("last", points(run.train, key)[1]),
+        ):
+            if found:
+                summary[f"{label}, {which}"] = f"{found[-1]:.1%}" if key == "reward_accuracy" else f"{found[-1]:.4f}"
     lines = [*run.train, *run.evaluations]
     summary["steps"] = f"{max(line['step'] for line in lines):,}"
     if run.train:
@@ -163,9 +189,11 @@ def _value(value: object) -> str:
             return str(value)
 
 
-def _image(picture: Path) -> str:
-    data = base64.b64encode(picture.read_bytes()).decode("ascii")
-    return f'<figure><img alt="{_text(picture.stem.replace("_", " "))}" src="data:image/png;base64,{data}"></figure>'
+def _image(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    wide = ' class="wide"' if picture.is_wide else ""
+    what = _text(picture.path.stem.replace("_", " "))
+    return f'<figure{wide}><img alt="{what}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _text(text: str) -> str:

@@ -218,13 +218,16 @@ def train(
             trainer.model.eval()
             observed = {} if observe is None else observe(step)
             trainer.model.train()
-        numbers: dict[str, Any] = {"eval_loss": measured.loss}
-        if trainer.objective.unit == "tokens":
-            numbers |= {"eval_tokens": measured.num_terms, "eval_perplexity": measured.perplexity}
-            numbers |= {"eval_galore_perplexity": measured.galore_perplexity}
-        else:
-            observed = {trainer.objective.unit: measured.num_terms, **observed}
-        telemetry.log_evaluation(step, **numbers, observed={**measured.others, **observed})
+        perplexities = {"eval_perplexity": measured.perplexity, "eval_galore_perplexity": measured.galore_perplexity}
+        others = {**measured.others, **{name: seen for name, seen in observed.items() if not isinstance(seen, str)}}
+        telemetry.log_evaluation(
+            step,
+            eval_loss=measured.loss,
+            **{f"eval_{trainer.objective.unit}": measured.num_terms},
+            **(perplexities if trainer.objective.unit == "tokens" else {}),
+            **{f"eval_{name}": value for name, value in others.items()},
+        )
+        telemetry.show_texts(step, {name: seen for name, seen in observed.items() if isinstance(seen, str)})
         return measured.loss
 
     trainer.model.train()

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 from fivefold.errors import CheckpointError, ConfigError, DataError
@@ -158,7 +157,7 @@ class Telemetry:
         eval_tokens: int | None = None,
         eval_perplexity: float | None = None,
         eval_galore_perplexity: float | None = None,
-        observed: Mapping[str, float | str] = MappingProxyType({}),
+        **others: float,
     ) -> None:
         """Write one line for an evaluation.
 
@@ -168,7 +167,7 @@ class Telemetry:
             eval_tokens: how many they are; None where it counts something else.
             eval_perplexity: e to the loss, where that is one a token.
             eval_galore_perplexity: the one that GaLore's script would print.
-            observed: what else was seen: numbers are logged as eval_NAME, texts go to TensorBoard alone.
+            others: how many terms the loss has, where these are no tokens, and what else the objective measured.
         """
         if not self.enabled:
             return
@@ -178,19 +177,22 @@ class Telemetry:
             "eval_galore_perplexity": eval_galore_perplexity,
         }
         measured = {name: value for name, value in optional.items() if value is not None}
-        numbers = {f"eval_{name}": value for name, value in observed.items() if not isinstance(value, str)}
-        self._write("eval", step, {"eval_loss": eval_loss, **measured, **numbers, "seconds": self._seconds()})
-        with suppress(OSError):  # a full disk costs a picture of what is in other files as well
-            for name, value in observed.items():
-                if isinstance(value, str):
-                    self._tensorboard.add_text(f"eval/{name}", value, step)
+        self._write("eval", step, {"eval_loss": eval_loss, **measured, **others, "seconds": self._seconds()})
         said = [f"held-out loss {eval_loss:.4f}"]
         if eval_perplexity is not None:
             said.append(f"perplexity {eval_perplexity:.5g} ({eval_galore_perplexity:.5g} as GaLore counts)")
         if eval_tokens is not None:
             said.append(f"{eval_tokens:,} tokens")
-        said += [f"{name.removeprefix('eval_').replace('_', ' ')} {value:,.5g}" for name, value in numbers.items()]
+        said += [f"{name.removeprefix('eval_').replace('_', ' ')} {value:,.4g}" for name, value in others.items()]
         self.say(f"step {step:,}: {', '.join(said)}")
+
+    def show_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Let TensorBoard show what was written at an evaluation, by name."""
+        if not self.enabled:
+            return
+        with suppress(OSError):  # a full disk costs a picture of what stands in other files as well
+            for name, text in texts.items():
+                self._tensorboard.add_text(f"eval/{name}", text, step)
 
     @contextmanager
     def paused(self, what: str) -> Iterator[None]:

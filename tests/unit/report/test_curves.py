@@ -3,7 +3,8 @@ import struct
 import pytest
 
 from fivefold.errors import DataError
-from fivefold.report.curves import draw_curves, read_log, smooth
+from fivefold.report.curves import draw_curves, smooth
+from fivefold.report.run_log import read_log
 
 
 def png_size(path) -> tuple[int, int]:
@@ -44,18 +45,39 @@ def test_every_curve_becomes_a_picture(tmp_path, write_run):
     names = ["plain", "_hidden $ name", "中文"]
     runs = [read_log(write_run(tmp_path / name)) for name in names]
     pictures = draw_curves(runs, tmp_path / "report")
-    assert [path.name for path in pictures] == [
+    assert [picture.path.name for picture in pictures] == [
         "loss.png", "learning_rate.png", "grad_norm.png", "tokens_per_second.png",
     ]  # fmt: skip
-    assert all(min(png_size(path)) > 300 for path in pictures)
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {path.name for path in pictures}
+    assert all(min(png_size(picture.path)) > 300 for picture in pictures)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {picture.path.name for picture in pictures}
 
 
 @pytest.mark.parametrize("run", [{"steps": 0}, {"steps": 1, "evaluations": False}, {"steps": 1}])
 def test_the_shortest_runs_can_be_drawn(tmp_path, write_run, run):
     pictures = draw_curves([read_log(write_run(tmp_path / "run", **run))], tmp_path)
-    assert pictures[0].name == "loss.png"
+    assert pictures[0].path.name == "loss.png"
     assert len(pictures) == (1 if run["steps"] == 0 else 4)
+
+
+def test_numbers_that_nobody_foresaw_are_drawn_too(tmp_path, write_run):
+    run = read_log(write_run(tmp_path / "run"))
+    for line in run.train:
+        line |= {"rewards_chosen": 0.1, "rewards_rejected": -0.1, "novel": 3, "note": "text", "flag": True}
+    run.evaluations[0]["eval_other"] = 1.0
+    names = [picture.path.name for picture in draw_curves([run], tmp_path)]
+    assert names == ["loss.png", "rewards.png", "learning_rate.png", "grad_norm.png", "tokens_per_second.png", "novel.png", "other.png"]  # fmt: skip  # noqa: E501
+
+
+def test_side_by_side_only_stages_with_numbers_have_a_frame(tmp_path, write_run):
+    runs = [read_log(write_run(tmp_path / name)) for name in ("first", "second", "third")]
+    for line in runs[2].train:
+        line["reward_margin"] = 0.5
+    together = {p.path.name: (png_size(p.path), p.is_wide) for p in draw_curves(runs, tmp_path / "a")}
+    apart = {p.path.name: (png_size(p.path), p.is_wide) for p in draw_curves(runs, tmp_path / "b", side_by_side=True)}
+    assert together.keys() == apart.keys()
+    assert apart["loss.png"][0][0] > together["loss.png"][0][0]
+    assert apart["learning_rate.png"] == ((3 * together["learning_rate.png"][0][0], 405), True)
+    assert apart["reward_margin.png"] == together["reward_margin.png"]  # one frame
 
 
 def test_smoothing_keeps_straight_lines_and_averages_noise():

@@ -6,8 +6,8 @@ import pytest
 
 from fivefold.commands.report import ReportSettings, run
 from fivefold.errors import ConfigError, DataError
-from fivefold.report.curves import read_log
 from fivefold.report.page import summarise, write_report
+from fivefold.report.run_log import read_log
 
 
 class Page(HTMLParser):
