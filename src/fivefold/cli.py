@@ -17,6 +17,7 @@ VERBS = {
     "pretrain": "train a model from scratch, or on, on text or pairs",
     "rejected": "rejected answers for dpo, written by a model itself",
     "chat": "talk with a model in the terminal",
+    "sft": "teach a model to answer, on conversations",
     "generate": "text in, text out; fill in blanks",
     "inspect": "the singular values of a model's layers",
     "export": "a low-rank model as a standard Hugging Face folder",

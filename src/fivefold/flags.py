@@ -45,6 +45,11 @@ ALIASES: dict[str, str] = {
     "activation_checkpointing": "gradient_checkpointing",
     "torch_compile": "compile",
     "max_length": "input_length",
+    "max_seq_length": "input_length",
+    "max_source_length": "input_length",
+    "max_prompt_length": "input_length",
+    "max_target_length": "target_length",
+    "max_completion_length": "target_length",
     "model_name_or_path": "model",
     "model_path": "model",
 }

@@ -124,6 +124,42 @@ class ObjectiveSettings:
 
 
 @dataclass
+class DialogueSettings:
+    """How conversations become training data."""
+
+    tokenizer: str | None = None
+    """Tokenizer folder or Hub id; by default the one of --model."""
+    chat_template: str | None = None
+    """How conversations are written: labels or labels_zh (a line a turn, begun with who speaks), or a Jinja file; by
+    default the tokenizer's own template, else labels. It is saved with the model."""
+    input_length: int = 512
+    """Most tokens of what a T5 reads, end mark included, or of a decoder's whole row, answers included. Of what is too
+    long the oldest turns are left out, then the end of the last message."""
+    target_length: int | None = None
+    """Most tokens of an answer, end mark included; longer ones lose their end. By default the input length for a T5,
+    and for a decoder what its prompt leaves of it, at least half."""
+    packing: bool = False
+    """Put as many conversations into a row as fit, each seeing itself alone; batch_size then counts rows."""
+    validation_data: list[str] = field(default_factory=list)
+    """Files, folders, catalogue names or Hub ids for the held-out loss, instead of a held-out share of the data."""
+    validation_split: str = "validation"
+    """Split of the Hub data sets in --validation_data."""
+    validation_frac: float = 0.01
+    """Share of the conversations held out for validation, by a hash of their first message; 0 for none."""
+    validation_documents: int = 1000
+    """Most conversations to measure the held-out loss on."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_frac(self.validation_frac)
+        _check_at_least(self, "validation_documents", 1)
+        for name, least in (("input_length", 2), ("target_length", 1)):
+            length = getattr(self, name)
+            if length is not None and not least <= length <= MAX_LENGTH:
+                raise ConfigError(f"{name} is {length}; give a number of tokens from {least} to {MAX_LENGTH:,}.")
+
+
+@dataclass
 class BatchSettings:
     """How many samples a step takes."""
 

@@ -1,6 +1,6 @@
 """Which model a run trains."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fivefold.errors import ConfigError
@@ -32,3 +32,21 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.dropout_rate is not None and not 0 <= self.dropout_rate < 1:
             raise ConfigError(f"dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1.")
+
+
+@dataclass
+class TrainableSettings:
+    """Which of a model's parameters train: all, unless something is said here."""
+
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that stay as they are, by name: parts such as encoder, patterns such as *.q.weight, or embeddings (the
+    table of tokens, and with it the output layer where the two are one)."""
+    adapter: str | None = None
+    """PEFT JSON file, such as an adapter_config.json: only the adapter that it describes trains, and only that is
+    saved; --model stays where it is and as it is."""
+
+    def __post_init__(self) -> None:
+        if self.freeze and self.adapter:
+            raise ConfigError(
+                "--freeze would change nothing with --adapter, which leaves all of the model as it is; drop one."
+            )

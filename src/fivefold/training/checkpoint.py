@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from fivefold.errors import CheckpointError
 from fivefold.lowrank import store
+from fivefold.models import new_adapter
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -136,7 +137,10 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
         CheckpointError: unreadable, or the weights of another architecture.
     """
     try:
-        store.load_weights(model, folder)
+        if new_adapter.holds_adapter(model):
+            new_adapter.load_adapter_weights(model, folder)
+        else:
+            store.load_weights(model, folder)
     except CheckpointError as error:
         raise CheckpointError(f"{str(error).rstrip('.')}; resume with the settings in its run.yaml.") from error
 

@@ -1,5 +1,6 @@
 """The tokenizer of a stage, as far as a dry run can have it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.corpus.sources import HUB_ID, check_sources
 from fivefold.data.build import open_tokenizer, prepared_folder
-from fivefold.data.settings import DataSettings
-from fivefold.errors import DataError
+from fivefold.data.settings import DataSettings, DialogueSettings
+from fivefold.errors import ConfigError, DataError
+from fivefold.models.settings import ModelSettings
+from fivefold.tokenizer.chat_format import ChatFormat
+from fivefold.tokenizer.load import load_tokenizer
 
 
 def open_tokenizer_unless_on_hub(
@@ -20,10 +24,46 @@ def open_tokenizer_unless_on_hub(
     unchecked = [] if is_prepared else check_sources(corpus)
     if data.validation_data:
         unchecked += check_sources(replace(corpus, data=data.validation_data))
-    try:
-        return open_tokenizer(corpus, data, is_offline=dry_run), unchecked
-    except DataError:
-        name = data.tokenizer or ""
-        if not dry_run or is_prepared or Path(name).expanduser().exists() or not HUB_ID.fullmatch(name):
-            raise
+    name = "" if is_prepared else data.tokenizer or ""
+    tokenizer = _unless_on_hub(lambda: open_tokenizer(corpus, data, is_offline=dry_run), name, dry_run)
+    return tokenizer, unchecked if tokenizer is not None else [*unchecked, name]
+
+
+def chat_format_unless_on_hub(
+    corpus: CorpusSettings, data: DialogueSettings, model: ModelSettings, dry_run: bool
+) -> tuple[ChatFormat | None, list[str]]:
+    """How a model's conversations are written, and the Hub ids nobody has looked up, as above.
+
+    Args:
+        model: as `resolve_model` returns it.
+
+    Raises:
+        ConfigError: no data, no tokenizer, prepared text, or another template than the tokenizer's own.
+        DataError: data or a tokenizer that are not there.
+    """
+    if not corpus.data:
+        raise ConfigError("--data is missing: name conversations, such as zh_instructions or a file of your own.")
+    if (folder := prepared_folder(corpus)) is not None:
+        raise ConfigError(f"--data names {folder}, which holds prepared text; give conversations.")
+    name = data.tokenizer or model.model
+    if name is None:
+        raise ConfigError("--tokenizer is missing: a fresh model brings none; or give a trained --model.")
+    assert model.model_type is not None
+    unchecked = check_sources(corpus)
+    if data.validation_data:
+        unchecked += check_sources(replace(corpus, data=data.validation_data))
+    tokenizer = _unless_on_hub(lambda: load_tokenizer(name, is_offline=dry_run), name, dry_run)
+    if tokenizer is None:
         return None, [*unchecked, name]
+    return ChatFormat(tokenizer, model.model_type, data.chat_template), unchecked
+
+
+def _unless_on_hub(
+    load: Callable[[], PreTrainedTokenizerBase], name: str, dry_run: bool
+) -> PreTrainedTokenizerBase | None:
+    try:
+        return load()
+    except DataError:
+        if not dry_run or Path(name).expanduser().exists() or not HUB_ID.fullmatch(name):
+            raise
+        return None

@@ -1,0 +1,64 @@
+"""Which parameters of a trained model learn, and how fast."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from fivefold.errors import ConfigError
+from fivefold.lowrank.settings import LowRankSettings
+from fivefold.models.freeze import freeze
+from fivefold.models.new_adapter import attach_adapter
+from fivefold.models.settings import ModelSettings, TrainableSettings
+from fivefold.training.optimizers import FACTOR_OPTIMIZERS
+from fivefold.training.settings import OptimizerSettings
+
+FINE_TUNING_SHARE = 0.1
+"""Of the rate that an optimizer pretrains with: what has been learned shall mostly stay. For adamw that is 1e-4, for
+adafactor the 1e-3 with which T5 was fine-tuned."""
+ADAPTER_SHARE = 0.2
+"""An adapter starts at nothing and has far to go: 2e-4 for adamw, as in peft's examples."""
+
+
+def for_fine_tuning(
+    optimizer: OptimizerSettings, model: ModelSettings, trainable: TrainableSettings
+) -> OptimizerSettings:
+    """The same settings with learning rates filled in that suit weights which are trained already.
+
+    Raises:
+        ConfigError: an optimizer of factors for an adapter.
+    """
+    if trainable.adapter and optimizer.optimizer in FACTOR_OPTIMIZERS:
+        raise ConfigError(
+            f"--optimizer {optimizer.optimizer} trains low-rank layers, which --adapter leaves as they are; give adamw."
+        )
+    if model.model is None:
+        return optimizer
+    share = ADAPTER_SHARE if trainable.adapter else FINE_TUNING_SHARE
+    dense_lr = optimizer.dense_lr
+    if dense_lr is None and optimizer.lr is None:
+        dense_lr = share * optimizer.peak_dense_lr(is_t5=model.model_type == "t5")
+    return replace(optimizer, lr=optimizer.lr or share * optimizer.peak_lr, dense_lr=dense_lr)
+
+
+def choose_trainable(
+    network: PreTrainedModel,
+    trainable: TrainableSettings,
+    model: ModelSettings,
+    low_rank: LowRankSettings,
+    seed: int,
+) -> PreTrainedModel:
+    """The model with some of its parameters frozen, or inside an adapter.
+
+    Raises:
+        ConfigError: names that match nothing, or an adapter that does not fit.
+    """
+    if trainable.freeze:
+        freeze(network, trainable.freeze)
+    if trainable.adapter is None:
+        return network
+    if model.model is None or low_rank.loro_scope is not None:
+        raise ConfigError(
+            "--adapter needs a --model that stays as it is in its folder: a fresh model has none, and --loro_scope "
+            "makes another one; save that first."
+        )
+    return attach_adapter(network, trainable.adapter, model.model, seed=seed)
