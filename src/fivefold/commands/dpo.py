@@ -69,8 +69,9 @@ def run(
         turn_off_dropout(network)
         return network
 
+    own = (trainable, corpus, data, loss, reference)
     run_stage(
-        Stage("dpo", model, low_rank, batch, optimizer, loro, schedule, loop, (trainable, corpus, data, loss, reference)),
+        Stage("dpo", model, low_rank, batch, optimizer, loro, schedule, loop, own),
         open_tokenizer,
         build_task,
         input_length=data.input_length,

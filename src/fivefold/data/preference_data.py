@@ -79,23 +79,45 @@ def build_preferences(corpus: CorpusSettings, data: DialogueSettings, chat: Chat
 
 
 def encode_preferences(preferences: Iterable[Preference], data: DialogueSettings, chat: ChatFormat) -> TokenPairs:
-    """Tokens of pairs; those whose answers are the same once they are cut are left out, counted and named."""
+    """Tokens of pairs; what cannot be used is left out, counted and named.
+
+    That are prompts whose system message alone is too long, and pairs whose answers are the same once they are cut.
+    """
     pairs = TokenPairs([], [], [])
-    remaining, same = iter(preferences), []
+    remaining, too_long, same = iter(preferences), [], []
     while batch := list(islice(remaining, _PREFERENCES_PER_BATCH)):
-        encode = _t5_pairs if chat.family == "t5" else _decoder_pairs
-        for preference, prompt, chosen, rejected in zip(batch, *encode(batch, data, chat), strict=True):
+        cuts = replace(chat.cuts)
+        try:
+            encoded = list(zip(batch, *_encode(batch, data, chat), strict=True))
+        except DataError:  # one of them has no room: which?
+            chat.cuts, encoded = cuts, []
+            for preference in batch:
+                try:
+                    encoded += zip([preference], *_encode([preference], data, chat), strict=True)
+                except DataError as error:
+                    too_long.append((preference, str(error)))
+        for preference, prompt, chosen, rejected in encoded:
             if np.array_equal(chosen, rejected):
                 same.append(preference)
                 continue
             pairs.prompts.append(prompt)
             pairs.chosen.append(chosen)
             pairs.rejected.append(rejected)
+    if too_long:
+        _say_left_out([preference for preference, _ in too_long], f"for instance: {too_long[0][1]}")
     if same:
-        named = ", ".join(repr(_first(preference)[:40]) for preference in same[:_NAMED])
-        more = f" and {len(same) - _NAMED:,} more" if len(same) > _NAMED else ""
-        log.warning("%s pairs are left out, whose answers are the same once cut: to %s%s", len(same), named, more)
+        _say_left_out(same, "their answers are the same once cut; give more --target_length")
     return pairs
+
+
+def _say_left_out(preferences: Sequence[Preference], why: str) -> None:
+    named = ", ".join(repr(_first(preference)[:40]) for preference in preferences[:_NAMED])
+    more = f" and {len(preferences) - _NAMED:,} more" if len(preferences) > _NAMED else ""
+    log.warning("%s pairs are left out (to %s%s); %s", f"{len(preferences):,}", named, more, why.rstrip("."))
+
+
+def _encode(batch: Sequence[Preference], data: DialogueSettings, chat: ChatFormat) -> tuple[list[Ids], ...]:
+    return _t5_pairs(batch, data, chat) if chat.family == "t5" else _decoder_pairs(batch, data, chat)
 
 
 def row_capacity(data: DialogueSettings, family: str) -> tuple[int, ...]:
