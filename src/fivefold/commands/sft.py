@@ -78,7 +78,9 @@ def run(
         dialogues = build_dialogues(corpus, data, ChatFormat(tokenizer, model.model_type or "t5"), seed=loop.seed)
         shown, observe = dialogues.held_out[: sample.samples], None
         if shown:
-            answerer = Answerer(without_wrapper(network), tokenizer, data.input_length if model.model_type == "t5" else None)
+            answerer = Answerer(
+                without_wrapper(network), tokenizer, data.input_length if model.model_type == "t5" else None
+            )
             decoding = DecodingSettings(max_new_tokens=sample.sample_tokens)
             observe = Samples(Path(loop.output_dir), shown, lambda prompts: answerer.write(prompts, decoding))
         return Task(learned, dialogues.training, dialogues.validation, observe)

@@ -70,13 +70,13 @@ def kl_per_token(
     return total / max(1.0, count)
 
 
-def _sampled(
-    policy: Any, family: Family, sampling: Sampling, numbers: list[int], draw: int
-) -> list[NDArray[np.int32]]:
+def _sampled(policy: Any, family: Family, sampling: Sampling, numbers: list[int], draw: int) -> list[NDArray[np.int32]]:
     """Answers with their end marks, those to one prompt one behind the other; what is drawn follows from the numbers."""
     ids, mask = _left_padded(sampling.prompts, sampling.pad_id)
     decoding = DecodingSettings(sampling.max_new_tokens, do_sample=True, seed=sampling.seed)
-    answer_numbers = [ANSWERS_TO_A_PROMPT * number + place for number in numbers for place in range(ANSWERS_TO_A_PROMPT)]
+    answer_numbers = [
+        ANSWERS_TO_A_PROMPT * number + place for number in numbers for place in range(ANSWERS_TO_A_PROMPT)
+    ]
     device = next(policy.parameters()).device
     tokens: Tensor = policy.generate(
         input_ids=ids.repeat_interleave(ANSWERS_TO_A_PROMPT, 0).to(device),

@@ -275,4 +275,3 @@ class ReferenceSettings:
             raise ConfigError(
                 f"--reference_model would change nothing with --loss_type {loss_type} and --kl_prompts 0; leave it out."
             )
-
