@@ -5,16 +5,16 @@ python benchmarks/sft_dpo.py [--corpora zh_preferences en_preferences] [--dtypes
 
 A step learns from the same pairs in every variant, with the same weights, dtype and optimizer, and no dropout:
 
-- fivefold: the encoder reads each prompt once, the decoder writes both answers in one row, prompts and answers are packed
-  into rows, only positions with a label go through the output layer, and the reference's log-probabilities are computed
-  once, before training.
+- fivefold: the encoder reads each prompt once, the decoder writes both answers in one row, prompts and answers are
+  packed into rows, only positions with a label go through the output layer, and the reference's log-probabilities are
+  computed once, before training.
 - four passes: policy and reference, chosen and rejected answers, each a call of transformers' T5, prompts and answers
   padded to the longest.
 
-A step is forward, loss, backward, clipping at 1.0, fused AdamW and zero_grad; the first one is not counted. Useful tokens
-are those of a prompt and of both its answers, once. Each measurement is a process of its own and the variants take turns.
-Peak memory is that of the process less what the imports take, reference included where there is one, or what the GPU
-allocated. It runs on the GPU where there is one.
+A step is forward, loss, backward, clipping at 1.0, fused AdamW and zero_grad; the first one is not counted. Useful
+tokens are those of a prompt and of both its answers, once. Each measurement is a process of its own and the variants
+take turns. Peak memory is that of the process less what the imports take, reference included where there is one, or
+what the GPU allocated. It runs on the GPU where there is one.
 """
 
 import argparse

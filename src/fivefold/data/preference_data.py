@@ -13,7 +13,7 @@ from fivefold.data.preference_pairs import TokenPairs
 from fivefold.data.preferences import Preference, read_preferences
 from fivefold.data.settings import DialogueSettings
 from fivefold.errors import DataError
-from fivefold.tokenizer.chat_format import ChatFormat, Ids
+from fivefold.tokenizer.chat_format import ChatFormat, Family, Ids
 
 log = logging.getLogger("fivefold")
 
@@ -120,7 +120,7 @@ def _encode(batch: Sequence[Preference], data: DialogueSettings, chat: ChatForma
     return _t5_pairs(batch, data, chat) if chat.family == "t5" else _decoder_pairs(batch, data, chat)
 
 
-def row_capacity(data: DialogueSettings, family: str) -> tuple[int, ...]:
+def row_capacity(data: DialogueSettings, family: Family) -> tuple[int, ...]:
     """Positions of a packed row, into which every pair fits."""
     if family == "t5":
         return (data.input_length, 2 * (data.target_length or data.input_length))
