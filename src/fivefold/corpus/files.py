@@ -28,6 +28,8 @@ READABLE = (
     ", ".join(KINDS) + f" (all but Parquet also with {' or '.join(COMPRESSIONS)} behind; XML is a MediaWiki dump)"
 )
 
+# What `fivefold prepare` says of a folder stands in it, beside the data.
+REPORT_NAME = "prepare_report.json"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_BATCH_ROWS = 256
 FIRST_BYTES = 1 << 12
