@@ -60,6 +60,9 @@ def check_output(corpus: CorpusSettings, prepare: PrepareSettings) -> None:
     from fivefold.data.build import prepared_folder
 
     output = Path(prepare.output_dir).expanduser()
+    for name in (*corpus.data, *prepare.validation_data):
+        if output.resolve() == Path(name).expanduser().resolve():
+            raise DataError(f"{output} is what is read; give another --output_dir.")
     check_replaceable(output, prepare.overwrite)
     is_ours = (output / REPORT_NAME).is_file() or prepared_folder(replace(corpus, data=[str(output)])) is not None
     if not is_ours and output.is_dir() and any(output.iterdir()):
@@ -67,8 +70,6 @@ def check_output(corpus: CorpusSettings, prepare: PrepareSettings) -> None:
     for names in (corpus.data, prepare.validation_data):
         if folder := prepared_folder(replace(corpus, data=names)):
             raise DataError(f"{folder} is prepared already; give the text that it was made from.")
-        if any(output.resolve() == Path(name).expanduser().resolve() for name in names):
-            raise DataError(f"{output} is what is read; give another --output_dir.")
 
 
 def prepare_shards(corpus: CorpusSettings, cleaning: CleaningSettings, prepare: PrepareSettings) -> "Prepared":

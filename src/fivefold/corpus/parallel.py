@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -46,6 +47,8 @@ def _start_worker(work: Callable[[Any], Any]) -> None:
     global _work_of_this_process
     # The library's own switch: its threads would fight with those of the other workers for the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches every process of the terminal; what becomes of it is for the first one to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _work_of_this_process = work
 
 

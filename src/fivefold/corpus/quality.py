@@ -6,6 +6,8 @@ from itertools import pairwise
 # Gopher asks for a letter in 80% of the words and for three letters a word at least; of a Chinese text, whose
 # characters are words or close to it, about 85% of the characters are letters, of an English one 95%.
 LEAST_LETTER_FRAC = 0.6
+# A review of one line may well end with three dots.
+FEWEST_LINES = 3
 MOST_BULLET_FRAC = 0.9
 MOST_ELLIPSIS_FRAC = 0.3
 MOST_REPEATED_FRAC = 0.2
@@ -29,10 +31,11 @@ def why_low_quality(text: str) -> str | None:
     if sum(map(str.isalpha, characters)) < LEAST_LETTER_FRAC * len(characters):
         return "too few letters"
     lines = [line for line in map(str.strip, text.split("\n")) if line]
-    if sum(line.startswith(BULLETS) for line in lines) > MOST_BULLET_FRAC * len(lines):
-        return "bullets only"
-    if sum(line.endswith(ELLIPSES) for line in lines) > MOST_ELLIPSIS_FRAC * len(lines):
-        return "lines that trail off"
+    if len(lines) >= FEWEST_LINES:
+        if sum(line.startswith(BULLETS) for line in lines) > MOST_BULLET_FRAC * len(lines):
+            return "bullets only"
+        if sum(line.endswith(ELLIPSES) for line in lines) > MOST_ELLIPSIS_FRAC * len(lines):
+            return "lines that trail off"
     repeated = sum(len(line) * (count - 1) for line, count in Counter(lines).items())
     if repeated > MOST_REPEATED_FRAC * len(text):
         return "repeated lines"
