@@ -23,6 +23,15 @@ def real_t5(pytestconfig) -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_dump(pytestconfig) -> Path:
+    """The beginning of an English Wikipedia's dump, 206 pages, out of a package."""
+    path = pytestconfig.cache.mkdir("real_dump") / "enwiki.xml.bz2"
+    if not path.is_file():
+        subprocess.run([sys.executable, str(TESTS / "real_dump.py"), str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
 def corpus_cache(pytestconfig) -> Iterator[Path]:
     """The folder that keeps the catalogue's corpora, for the rest of the session; the user's own is left alone."""
     home = pytestconfig.cache.mkdir("corpora")

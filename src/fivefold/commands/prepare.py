@@ -1,13 +1,13 @@
-"""Turn documents into token shards for training and validation, in a folder that brings its tokenizer along."""
+"""Raw text, Wikipedia dumps included, into clean documents or, with a tokenizer, into token shards for training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fivefold.corpus.settings import CorpusSettings
+from fivefold.corpus.settings import CleaningSettings, CorpusSettings
 from fivefold.corpus.sources import check_sources
 from fivefold.data.settings import PrepareSettings
 from fivefold.data.whole_folder import check_replaceable, whole_folder
@@ -15,66 +15,136 @@ from fivefold.errors import DataError
 
 if TYPE_CHECKING:
     from fivefold.data.preparation import Prepared
+    from fivefold.data.prepared_documents import DocumentReport
 
 
-def run(corpus: CorpusSettings, prepare: PrepareSettings, *, dry_run: bool) -> None:
-    """Read, hold out, tokenise, shuffle, write, and say what came of it.
+def run(corpus: CorpusSettings, cleaning: CleaningSettings, prepare: PrepareSettings, *, dry_run: bool) -> None:
+    """Read, clean, then write documents, or hold out, tokenise, shuffle and write tokens; say what came of it.
 
     Raises:
         FivefoldError: settings, data, tokenizer or the output folder do not work.
     """
+    from fivefold.corpus.clean import check_languages
+    from fivefold.data.prepared_documents import check_unfinished
+
+    unchecked = check_sources(corpus)
+    if prepare.validation_data:
+        unchecked += check_sources(replace(corpus, data=prepare.validation_data))
+    check_languages(cleaning.language)
+    check_output(corpus, prepare)
+    if prepare.tokenizer is None:
+        check_unfinished(prepare)
+    if dry_run:
+        print_plan(corpus, cleaning, prepare, unchecked)
+        return
+    start = perf_counter()
+    if prepare.tokenizer is None:
+        from fivefold.data.prepared_documents import prepare_documents
+
+        with shown_progress() as advance:
+            report = prepare_documents(corpus, cleaning, prepare, advance)
+        print_documents(report, perf_counter() - start)
+    else:
+        prepared = prepare_shards(corpus, cleaning, prepare)
+        print_tokens(prepared, perf_counter() - start)
+    print(f"written to   {prepare.output_dir}")
+
+
+def check_output(corpus: CorpusSettings, prepare: PrepareSettings) -> None:
+    """Refuse to write over what is not ours, and to prepare tokens again.
+
+    Raises:
+        ConfigError, DataError: one of these.
+    """
+    from fivefold.corpus.files import REPORT_NAME
     from fivefold.data.build import prepared_folder
+
+    output = Path(prepare.output_dir).expanduser()
+    for name in (*corpus.data, *prepare.validation_data):
+        if output.resolve() == Path(name).expanduser().resolve():
+            raise DataError(f"{output} is what is read; give another --output_dir.")
+    check_replaceable(output, prepare.overwrite)
+    is_ours = (output / REPORT_NAME).is_file() or prepared_folder(replace(corpus, data=[str(output)])) is not None
+    if not is_ours and output.is_dir() and any(output.iterdir()):
+        raise DataError(f"{output} holds something else than prepared tokens, which --overwrite does not replace.")
+    for names in (corpus.data, prepare.validation_data):
+        if folder := prepared_folder(replace(corpus, data=names)):
+            raise DataError(f"{folder} is prepared already; give the text that it was made from.")
+
+
+def prepare_shards(corpus: CorpusSettings, cleaning: CleaningSettings, prepare: PrepareSettings) -> "Prepared":
+    """Make token shards; the folder appears when it is whole."""
     from fivefold.data.preparation import prepare_tokens
     from fivefold.data.tokens import TOKENIZER
     from fivefold.tokenizer.load import load_tokenizer
     from fivefold.tokenizer.save import save_tokenizer
 
-    output = Path(prepare.output_dir).expanduser()
-    check_replaceable(output, prepare.overwrite)
-    if prepared_folder(replace(corpus, data=[str(output)])) is None and output.is_dir() and any(output.iterdir()):
-        raise DataError(f"{output} holds something else than prepared tokens, which --overwrite does not replace.")
-    unchecked = check_sources(corpus)
-    if prepare.validation_data:
-        unchecked += check_sources(replace(corpus, data=prepare.validation_data))
-    for names in (corpus.data, prepare.validation_data):
-        if folder := prepared_folder(replace(corpus, data=names)):
-            raise DataError(f"{folder} is prepared already; give the text that it was made from.")
-    if dry_run:
+    assert prepare.tokenizer is not None
+    tokenizer = load_tokenizer(prepare.tokenizer)
+    with whole_folder(Path(prepare.output_dir).expanduser(), overwrite=prepare.overwrite) as unfinished:
+        save_tokenizer(tokenizer, unfinished / TOKENIZER)
+        with shown_progress() as advance:
+            return prepare_tokens(corpus, prepare, tokenizer, unfinished, advance, cleaning)
+
+
+def print_plan(
+    corpus: CorpusSettings, cleaning: CleaningSettings, prepare: PrepareSettings, unchecked: list[str]
+) -> None:
+    """Say what would be done."""
+    from fivefold.flags import changed_settings
+    from fivefold.tokenizer.load import load_tokenizer
+
+    if prepare.tokenizer is not None:
         if Path(prepare.tokenizer).expanduser().is_dir():
             load_tokenizer(prepare.tokenizer)
         else:
             unchecked.append(prepare.tokenizer)
-        print(f"data         {' '.join(corpus.data)}")
+    print(f"data         {' '.join(corpus.data)}")
+    if changed := changed_settings([cleaning]):
+        print(f"cleaning     {', '.join(f'{name} {value}' for name, value in changed.items())}")
+    if prepare.tokenizer is not None:
         print(f"validation   {' '.join(prepare.validation_data) or f'{prepare.validation_frac:.2%} of the documents'}")
         print(f"tokenizer    {prepare.tokenizer}")
-        if unchecked:
-            print(f"unchecked    {' '.join(unchecked)} (no such folder here, so taken for Hub ids)")
-        print(f"would write  {output}")
-        return
-
-    start = perf_counter()
-    tokenizer = load_tokenizer(prepare.tokenizer)
-    with whole_folder(output, overwrite=prepare.overwrite) as unfinished:
-        save_tokenizer(tokenizer, unfinished / TOKENIZER)
-        with shown_progress() as advance:
-            prepared = prepare_tokens(corpus, prepare, tokenizer, unfinished, advance)
-    print_result(prepared, perf_counter() - start)
-    print(f"written to   {output}")
+    if unchecked:
+        print(f"unchecked    {' '.join(unchecked)} (no such folder here, so taken for Hub ids)")
+    print(f"would write  {prepare.output_dir}")
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callable[[int], None]]:
-    """Count documents on stderr; yields the function that adds some."""
+def shown_progress() -> Iterator[Callable[[int, int], None]]:
+    """Count documents on stderr, with the rate; yields the function that adds documents and bytes."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = [SpinnerColumn(), TextColumn("{task.completed:,} documents tokenised"), TimeElapsedColumn()]
+    columns = [SpinnerColumn(), TextColumn("{task.completed:,} documents{task.description}"), TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("documents", total=None)
-        yield lambda num_documents: progress.advance(task, num_documents)
+        task = progress.add_task("", total=None)
+        start, bytes_so_far = perf_counter(), 0
+
+        def advance(num_documents: int, num_bytes: int) -> None:
+            nonlocal bytes_so_far
+            bytes_so_far += num_bytes
+            seconds = perf_counter() - start
+            rate = f", {bytes_so_far / 1e6:,.0f} MB, {bytes_so_far / 1e6 / seconds:.1f} MB/s"
+            progress.update(task, advance=num_documents, description=rate)
+
+        yield advance
 
 
-def print_result(prepared: "Prepared", seconds: float) -> None:
+def print_documents(report: "DocumentReport", seconds: float) -> None:
+    """Say what was kept and what was left out."""
+    print(
+        f"documents    {report.documents_kept:,} of {report.documents_read:,} kept, {report.bytes_kept / 1e6:,.1f} of "
+        f"{report.bytes_read / 1e6:,.1f} MB, in {len(report.shards)} shard(s)"
+    )
+    print_left_out({"broken lines": report.broken_lines} | report.not_documents | report.left_out)
+    print(
+        f"time         {seconds:.1f} s, {report.bytes_read / 1e6 / seconds:,.1f} MB/s, "
+        f"{report.documents_read / seconds:,.0f} documents/s"
+    )
+
+
+def print_tokens(prepared: "Prepared", seconds: float) -> None:
     """Say what is in each split and what was left out."""
     num_tokens = 0
     for name, index in prepared.indexes.items():
@@ -84,11 +154,11 @@ def print_result(prepared: "Prepared", seconds: float) -> None:
             f"{index.num_tokens:,} tokens ({index.num_tokens / index.num_characters:.3f} a character) "
             f"in {len(index.shards)} shard(s)"
         )
-    left_out = [
-        (prepared.num_bad_lines, "broken lines"),
-        (prepared.num_blank, "blank"),
-        (prepared.num_left_out, "training documents that are in the validation data too"),
-    ]
-    if any(number for number, _ in left_out):
-        print(f"left out     {', '.join(f'{number:,} {what}' for number, what in left_out if number)}")
+    print_left_out(prepared.left_out)
     print(f"time         {seconds:.1f} s, {num_tokens / seconds:,.0f} tokens/s")
+
+
+def print_left_out(left_out: Mapping[str, int]) -> None:
+    """Say how much was left out for which reason, if anything was."""
+    if said := [f"{number:,} {reason}" for reason, number in left_out.items() if number]:
+        print(f"left out     {', '.join(said)}")

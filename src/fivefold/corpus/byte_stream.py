@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fivefold.errors import DataError
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 SKIP_BYTES = 1 << 20
 
 
@@ -16,7 +16,7 @@ def open_bytes(path: Path, offset: int = 0) -> Iterator[BufferedReader]:
     """Open a file at a place in its decompressed bytes.
 
     Args:
-        path: a plain, `.gz` or `.zst` file; compressed files may consist of several members or frames.
+        path: a plain, `.gz`, `.zst` or `.bz2` file; compressed files may consist of several members or frames.
         offset: bytes to leave out, counted after decompression.
 
     Raises:

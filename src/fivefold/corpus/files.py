@@ -1,6 +1,7 @@
-"""Records out of files: plain text, JSON lines, JSON lists and Parquet, each resumable at any record."""
+"""Records out of files: plain text, JSON lines, JSON lists, Parquet, MediaWiki dumps, each resumable at any record."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from fivefold.corpus.bad_lines import BadLines
 from fivefold.corpus.byte_stream import COMPRESSIONS, open_bytes
+from fivefold.corpus.wiki import read_articles
 from fivefold.errors import DataError
 
 Record: TypeAlias = dict[str, Any]
-Kind: TypeAlias = Literal["text", "json_lines", "json", "parquet"]
+Kind: TypeAlias = Literal["text", "json_lines", "json", "parquet", "wiki"]
 
 KINDS: dict[str, Kind] = {
     ".txt": "text",
@@ -20,9 +22,14 @@ KINDS: dict[str, Kind] = {
     ".ndjson": "json_lines",
     ".json": "json",
     ".parquet": "parquet",
+    ".xml": "wiki",
 }
-READABLE = ", ".join(KINDS) + f" (text and JSON also with {' or '.join(COMPRESSIONS)} behind)"
+READABLE = (
+    ", ".join(KINDS) + f" (all but Parquet also with {' or '.join(COMPRESSIONS)} behind; XML is a MediaWiki dump)"
+)
 
+# What `fivefold prepare` says of a folder stands in it, beside the data.
+REPORT_NAME = "prepare_report.json"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_BATCH_ROWS = 256
 FIRST_BYTES = 1 << 12
@@ -43,7 +50,8 @@ class Position(NamedTuple):
 
 def file_kind(path: Path) -> Kind | None:
     """What a file's name says it holds, or None if that is nothing readable."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+    # A large wiki's dump comes in parts with names such as pages-articles1.xml-p1p187712.bz2.
+    suffixes = [suffix.lower().partition("-p")[0] for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
         return kind if kind != "parquet" else None
@@ -60,6 +68,8 @@ class FileReader:
         fields: columns that a Parquet file must have.
         bad_lines: told of each broken line.
         position: where to begin, as `position` gave it.
+        left_out: counts what a file holds beside documents, by what it is.
+        keep_markup: give texts of a dump as `Wikitext`, for whoever calls its `plain_text` later.
     """
 
     def __init__(
@@ -71,12 +81,16 @@ class FileReader:
         fields: Sequence[str],
         bad_lines: BadLines,
         position: Sequence[int] = (),
+        left_out: Counter[str] | None = None,
+        keep_markup: bool = False,
     ) -> None:
         self.path = path
         self.text_unit = text_unit
         self.text_field = text_field
         self.fields = fields
         self.bad_lines = bad_lines
+        self.left_out = Counter[str]() if left_out is None else left_out
+        self.keep_markup = keep_markup
         self._position = Position(*position)
         self._counted = ":"
 
@@ -101,6 +115,8 @@ class FileReader:
             pairs = self._json_lines()
         elif kind == "json":
             pairs = self._json_list()
+        elif kind == "wiki":
+            pairs = self._wiki_articles()
         else:
             pairs = self._parquet_rows()
         for record, position in pairs:
@@ -189,6 +205,12 @@ class FileReader:
                         yield item
             except UnicodeDecodeError as error:
                 raise DataError(f"{self.path} is not UTF-8 ({error}): convert it first.") from error
+
+    def _wiki_articles(self) -> Iterator[tuple[Record, Position]]:
+        self._counted = ": page "
+        for page in read_articles(self.path, *self._position, bad_lines=self.bad_lines, left_out=self.left_out):
+            text = page.markup if self.keep_markup else page.markup.plain_text()
+            yield {"title": page.title, self.text_field: text}, Position(page.number, page.offset)
 
     def _parquet_rows(self) -> Iterator[tuple[Record, Position]]:
         from pyarrow import ArrowException

@@ -1,6 +1,7 @@
 """One stream of records out of everything that `--data` names, with an exact place to resume at any record."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -34,7 +35,11 @@ class RecordReader(Protocol):
 
 
 def open_corpus(
-    settings: CorpusSettings, fields: Sequence[str] | None = None, reader: RecordReader | None = None
+    settings: CorpusSettings,
+    fields: Sequence[str] | None = None,
+    reader: RecordReader | None = None,
+    *,
+    keep_markup: bool = False,
 ) -> "Corpus":
     """Find what `--data` names, fetching catalogue corpora that are not in the cache yet.
 
@@ -42,6 +47,7 @@ def open_corpus(
         settings: where the text comes from.
         fields: fields that must hold text in every record; by default the text field alone.
         reader: what becomes of each record; by default it stays as it is.
+        keep_markup: give texts of MediaWiki dumps as `Wikitext`, for whoever calls its `plain_text` later.
 
     Raises:
         ConfigError, DataError: nothing named, or something that cannot be found, fetched or read.
@@ -54,7 +60,8 @@ def open_corpus(
             parts.append(fetch_corpus(source))
         else:
             parts.extend(source)
-    return Corpus(parts, settings, (settings.text_field,) if fields is None else tuple(fields), reader)
+    fields = (settings.text_field,) if fields is None else tuple(fields)
+    return Corpus(parts, settings, fields, reader, keep_markup=keep_markup)
 
 
 def texts(corpus: "Corpus", field: str = "text") -> Iterator[str]:
@@ -80,6 +87,7 @@ class Corpus:
         settings: how to read them.
         fields: fields that must hold text in every record.
         reader: what becomes of each record; what it refuses is a broken line.
+        keep_markup: as for `open_corpus`.
     """
 
     def __init__(
@@ -88,24 +96,28 @@ class Corpus:
         settings: CorpusSettings,
         fields: Sequence[str],
         reader: RecordReader | None = None,
+        *,
+        keep_markup: bool = False,
     ) -> None:
         self.parts = list(parts)
         self.settings = settings
         self.fields = tuple(fields)
         self._convert = reader
+        self.keep_markup = keep_markup
         self._digest = parts_digest(self.parts)
         self._saved: dict[str, Any] | None = None
-        self._begin(self._state(part=0, position=None, bad_lines=0))
+        self._begin(self._state(part=0, position=None))
 
     def __iter__(self) -> Iterator[Record]:
         saved, self._saved = self._saved, None
-        start = self._begin(saved or self._state(part=0, position=None, bad_lines=0))
+        start = self._begin(saved or self._state(part=0, position=None))
         return self._read(start, is_whole=saved is None)
 
     def _begin(self, start: dict[str, Any]) -> dict[str, Any]:
         self._start = start
         self._reader: FileReader | HubReader | None = None
         self._bad_lines = BadLines(self.settings.max_bad_lines, start["bad_lines"])
+        self._left_out = Counter[str](start.get("left_out"))
         return start
 
     def _read(self, start: dict[str, Any], *, is_whole: bool) -> Iterator[Record]:
@@ -134,10 +146,11 @@ class Corpus:
             return self._saved
         if self._reader is None:
             return self._start
-        return self._state(part=self._index, position=self._reader.position, bad_lines=self._bad_lines.count)
+        state = self._state(part=self._index, position=self._reader.position)
+        return state | {"bad_lines": self._bad_lines.count, "left_out": dict(self._left_out)}
 
     def _state(self, **place: Any) -> dict[str, Any]:
-        return {"corpus": self._digest, **place}
+        return {"corpus": self._digest, "bad_lines": 0, "left_out": {}, **place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` go on behind the record at which the state was taken.
@@ -162,6 +175,8 @@ class Corpus:
             fields=self.fields,
             bad_lines=self._bad_lines,
             position=position or (),
+            left_out=self._left_out,
+            keep_markup=self.keep_markup,
         )
 
     def _check(self, record: Record) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fivefold.corpus.catalogue import CATALOGUE, HubCorpus, PackageCorpus
-from fivefold.corpus.files import KINDS, READABLE, file_kind
+from fivefold.corpus.files import KINDS, READABLE, REPORT_NAME, file_kind
 from fivefold.corpus.hub import HubDataset
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.errors import ConfigError, DataError
@@ -80,6 +80,8 @@ def readable_files(name: str, paths: list[Path], hidden_below: int = 0) -> list[
     """The readable files among those of a folder or a glob, in order; there must be one."""
     files: list[Path] = []
     for path in paths:
+        if path.name == REPORT_NAME:
+            continue
         if file_kind(path) is None or not path.is_file() or any(part[0] == "." for part in path.parts[hidden_below:]):
             continue
         if path.stat().st_size == 0:

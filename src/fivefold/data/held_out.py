@@ -2,20 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import islice
 
+from fivefold.corpus.duplicates import text_digest
 from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.settings import DataSettings
 from fivefold.data.stream import Record
 from fivefold.errors import DataError
-
-
-def text_digest(text: str) -> int:
-    """A 64-bit hash of a text, the same on every machine and in every run."""
-    # A surrogate left over from broken JSON escapes cannot be encoded strictly, and need not be here.
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def is_held_out(text: str, validation_frac: float) -> bool:

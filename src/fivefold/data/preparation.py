@@ -1,5 +1,6 @@
 """Documents to token shards: read, hold out, tokenise, shuffle, write."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -8,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
-from fivefold.corpus.read import Corpus, open_corpus
-from fivefold.corpus.settings import CorpusSettings
+from fivefold.corpus.documents import DocumentReader, DuplicateFilter
+from fivefold.corpus.parallel import in_order
+from fivefold.corpus.settings import CleaningSettings, CorpusSettings
 from fivefold.data.document_shuffle import DocumentShuffle
 from fivefold.data.held_out import is_held_out, text_digest
-from fivefold.data.parallel_encoding import encoded
 from fivefold.data.settings import PrepareSettings
 from fivefold.data.token_writer import TokenWriter
 from fivefold.data.tokens import TRAIN, VALIDATION, TokenIndex
@@ -23,8 +24,6 @@ from fivefold.tokenizer.load import tokenizer_fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TEXTS_PER_BATCH = 1000
-
 
 @dataclass
 class Prepared:
@@ -32,10 +31,8 @@ class Prepared:
 
     indexes: dict[str, TokenIndex] = field(default_factory=dict)
     """By the name of the split."""
-    num_bad_lines: int = 0
-    num_blank: int = 0
-    num_left_out: int = 0
-    """Training documents left out because a validation document has the same text."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Broken lines, and documents, by reason."""
 
 
 class SplitWriter:
@@ -67,7 +64,8 @@ def prepare_tokens(
     settings: PrepareSettings,
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
-    show_progress: Callable[[int], None] = lambda num_documents: None,
+    show_progress: Callable[[int, int], None] = lambda num_documents, num_bytes: None,
+    cleaning: CleaningSettings | None = None,
 ) -> Prepared:
     """Fill `folder/train` and, unless nothing is held out, `folder/validation` with token shards.
 
@@ -78,20 +76,27 @@ def prepare_tokens(
         settings: what to make of it; its tokenizer and output folder play no part here.
         tokenizer: turns text into ids.
         folder: an existing, empty folder.
-        show_progress: told how many documents more have been tokenised.
+        show_progress: told how many documents and bytes more have been read.
+        cleaning: what to do to the text before; nothing by default.
 
     Raises:
         DataError: bad data, nothing to train on, or nothing held out although a share was asked for.
     """
     prepared, encode = Prepared(), CorpusEncoder(tokenizer)
+    cleaning = cleaning or CleaningSettings()
+    duplicates = DuplicateFilter(cleaning)
 
     def tokenised(part: CorpusSettings) -> Iterator[tuple[str, NDArray]]:
-        reader = open_corpus(part)
-        batches = _batches(reader, part.text_field, prepared)
-        for texts, documents in encoded(batches, encode, settings.num_workers):
-            yield from zip(texts, documents, strict=True)
-            show_progress(len(texts))
-        prepared.num_bad_lines += reader.state_dict()["bad_lines"]
+        reader = DocumentReader(part, cleaning, num_workers=settings.num_workers, duplicates=duplicates)
+
+        def texts() -> Iterator[list[str]]:
+            for documents in reader:
+                yield [record[part.text_field] for record in documents.records]
+                show_progress(documents.documents_read, documents.bytes_read)
+
+        for batch, encoded in in_order(texts(), encode, settings.num_workers):
+            yield from zip(batch, encoded, strict=True)
+        prepared.left_out += reader.left_out
 
     sources = {TRAIN: corpus.data}
     if settings.validation_data or settings.validation_frac:
@@ -111,27 +116,13 @@ def prepare_tokens(
                 splits[VALIDATION].add(text, document)
         for text, document in tokenised(corpus):
             if text_digest(text) in validation_digests:
-                prepared.num_left_out += 1
+                prepared.left_out["training documents that are in the validation data too"] += 1
             else:
                 splits[VALIDATION if is_held_out(text, validation_frac) else TRAIN].add(text, document)
         fingerprint = tokenizer_fingerprint(tokenizer)
         prepared.indexes = {name: split.finish(fingerprint, sources[name]) for name, split in splits.items()}
     _check_not_empty(prepared, settings)
     return prepared
-
-
-def _batches(reader: Corpus, text_field: str, prepared: Prepared) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for record in reader:
-        if not record[text_field].strip():
-            prepared.num_blank += 1
-            continue
-        batch.append(record[text_field])
-        if len(batch) == _TEXTS_PER_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _check_not_empty(prepared: Prepared, settings: PrepareSettings) -> None:
@@ -144,4 +135,5 @@ def _check_not_empty(prepared: Prepared, settings: PrepareSettings) -> None:
                 f"None of {num_documents:,} documents was held out by validation_frac {settings.validation_frac}; "
                 "give a larger share, --validation_data, or 0 to hold none out."
             )
-        raise DataError(f"There is no text for {name}: {num_documents:,} documents, {prepared.num_blank:,} blank.")
+        reasons = "".join(f", {number:,} {reason}" for reason, number in prepared.left_out.items())
+        raise DataError(f"There is no text for {name}: {num_documents:,} documents{reasons}.")

@@ -1,7 +1,8 @@
 """What a user can say about tokens, objectives and batches."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Literal
 
 from fivefold.errors import ConfigError
 
@@ -181,10 +182,11 @@ class BatchSettings:
 class PrepareSettings:
     """What to make of the documents."""
 
-    tokenizer: str
-    """Tokenizer folder or Hub id."""
     output_dir: str
-    """Folder to write: token shards for training and validation, and the tokenizer."""
+    """Folder to write: with --tokenizer token shards for training and validation, and the tokenizer; without it clean
+    documents, which --data of every verb reads."""
+    tokenizer: str | None = None
+    """Tokenizer folder or Hub id; without it, documents stay text."""
     validation_data: list[str] = field(default_factory=list)
     """Files, folders, catalogue names or Hub ids for validation, instead of a held-out share of the data."""
     validation_split: str = "validation"
@@ -192,23 +194,53 @@ class PrepareSettings:
     validation_frac: float = 0.01
     """Share of the documents held out for validation, chosen by a hash of their text; 0 for none."""
     num_workers: int = 0
-    """Processes that tokenise; 0 does it in this one, where the tokenizer's own threads use every core."""
+    """Processes that clean and tokenise; 0 does it in this one, where the tokenizer's own threads use every core."""
     seed: int = 0
     """Seed of the documents' order."""
     shuffle_buffer_tokens: int = 16_777_216
     """Tokens of documents held in memory to shuffle them; 0 keeps their order."""
     tokens_per_shard: int = 100_000_000
     """Tokens after which a new shard begins."""
+    resume: bool = False
+    """Go on with clean documents where an interrupted run of the same command stopped."""
     overwrite: bool = False
     """Replace what is in the output folder."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers, and that none is set that has no use."""
         _check_frac(self.validation_frac)
         _check_at_least(self, "num_workers", 0)
         _check_at_least(self, "seed", 0)
         _check_at_least(self, "shuffle_buffer_tokens", 0)
         _check_at_least(self, "tokens_per_shard", 1)
+        if self.tokenizer is None:
+            unused = ("validation_data", "validation_split", "validation_frac", "seed", "shuffle_buffer_tokens")
+            refuse_changed(self, (*unused, "tokens_per_shard"), "documents without --tokenizer")
+        elif self.resume:
+            raise ConfigError(
+                "--resume goes on with clean documents, but --tokenizer was given; leave it out, and make tokens of "
+                "the documents in a second step."
+            )
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume goes on with what is there and --overwrite replaces it; give one of them.")
+
+
+def refuse_changed(settings: Any, names: Iterable[str], what: str) -> None:
+    """Refuse settings that are not as they are by default.
+
+    Args:
+        settings: a dataclass.
+        names: its fields that have no use here.
+        what: where they have none, for the message.
+
+    Raises:
+        ConfigError: one of them was changed.
+    """
+    defaults = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(settings)
+    }
+    if changed := [name for name in names if getattr(settings, name) != defaults[name]]:
+        raise ConfigError(f"{' and '.join(changed)} would change nothing with {what}; leave it out.")
 
 
 def _check_frac(validation_frac: float) -> None:

@@ -35,14 +35,11 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_replaceable(folder, overwrite)
     unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
-    replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had the same number
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
+        put_in_place(unfinished, folder)
     except Exception as error:
         if not is_full_disk(error):
             raise
@@ -51,5 +48,15 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Rename a folder that is whole by now, in place of what may be there."""
+    replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+    try:
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    finally:
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)

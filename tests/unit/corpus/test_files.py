@@ -35,7 +35,7 @@ def write_parquet(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    compression = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(path.suffix)
     with pyarrow.output_stream(str(path), compression=compression) as stream:
         stream.write(content)
 
@@ -43,7 +43,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 FORMATS: dict[str, Callable[[Path], None]] = {
     f"a{kind}{packing}": write
     for kind, write in {".txt": write_lines, ".jsonl": write_json_lines, ".json": write_json_list}.items()
-    for packing in ("", ".gz", ".zst")
+    for packing in ("", ".gz", ".zst", ".bz2")
 } | {"a.parquet": write_parquet}
 
 
@@ -155,7 +155,7 @@ def test_broken_files(name: str, content: bytes, tmp_path: Path) -> None:
         list(reader(path))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl.bz2", "a.parquet"])
 def test_a_file_that_was_cut_off_is_an_error(name: str, tmp_path: Path) -> None:
     FORMATS[name](tmp_path / name)
     path = tmp_path / name
@@ -171,7 +171,7 @@ def test_a_parquet_file_without_the_field(tmp_path: Path) -> None:
 
 
 def test_several_members_in_one_compressed_file(tmp_path: Path) -> None:
-    for suffix in (".gz", ".zst"):
+    for suffix in (".gz", ".zst", ".bz2"):
         path = tmp_path / f"a.txt{suffix}"
         write_bytes(path, b"one\n")
         path.write_bytes(path.read_bytes() * 3)
