@@ -219,7 +219,12 @@ def test_bad_input_is_one_sentence(folder, tmp_path, capsys, words, message):
     (tmp_path / "unanswered.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": None}) + "\n")
     twins = [record | {"prompt": city, "chosen": "old city", "rejected": "old town"} for city in CITIES]
     (tmp_path / "twins.jsonl").write_text("".join(json.dumps(twin) + "\n" for twin in twins))
-    places = {"LLAMA": folder / "llama", "TWINS": tmp_path / "twins.jsonl", "SAME": tmp_path / "same.jsonl", "UNANSWERED": tmp_path / "unanswered.jsonl"}
+    places = {
+        "LLAMA": folder / "llama",
+        "TWINS": tmp_path / "twins.jsonl",
+        "SAME": tmp_path / "same.jsonl",
+        "UNANSWERED": tmp_path / "unanswered.jsonl",
+    }
     words = [str(places.get(word, word)) for word in words]
     given = {"model": str(folder / "t5"), "data": str(folder / "pairs.jsonl"), "output_dir": str(tmp_path / "run")}
     if words == ["--model="]:
@@ -234,5 +239,3 @@ def test_bad_input_is_one_sentence(folder, tmp_path, capsys, words, message):
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
-
-

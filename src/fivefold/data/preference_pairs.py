@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fivefold.data.examples import EpochOrder
 from fivefold.data.packing import pack
-from fivefold.data.rows import IGNORED_LABEL, Rows, rectangle, unflattened
+from fivefold.data.rows import IGNORED_LABEL, rectangle, unflattened
 from fivefold.data.source import Source
 from fivefold.tokenizer.chat_format import Family
 
