@@ -59,7 +59,7 @@ def run(
     from fivefold.models.answers import Answerer
     from fivefold.models.decoding import DecodingSettings
     from fivefold.models.new_adapter import without_wrapper
-    from fivefold.objectives.causal import CausalObjective
+    from fivefold.objectives.causal import CausalObjective, check_packing
     from fivefold.objectives.seq2seq import Seq2SeqObjective
     from fivefold.tokenizer.chat_format import ChatFormat
     from fivefold.training.samples import Samples
@@ -75,6 +75,8 @@ def run(
 
     def build_task(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Task":
         learned = CausalObjective(loss) if model.model_type == "llama" else Seq2SeqObjective(loss)
+        if model.model_type == "llama" and data.packing:
+            check_packing(network)
         dialogues = build_dialogues(corpus, data, ChatFormat(tokenizer, model.model_type or "t5"), seed=loop.seed)
         shown, observe = dialogues.held_out[: sample.samples], None
         if shown:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-Records: TypeAlias = Iterator[dict[str, str]]
+Records: TypeAlias = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,25 @@ def parse_instructions(members: dict[str, bytes]) -> Records:
         yield {"prompt": prompt, "response": response}
 
 
+def parse_preferences(members: dict[str, bytes]) -> Records:
+    """Each conversation once with its two answers, the messages as Hugging Face has them."""
+    (content,) = members.values()
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    seen: set[str] = set()
+    for record in json.loads(content):
+        turns = record["conversations"]
+        prompt = [{"role": roles[turn["from"]], "content": turn["value"].strip()} for turn in turns]
+        if str(prompt) not in seen:
+            seen.add(str(prompt))
+            yield {"prompt": prompt, **{side: record[side]["value"].strip() for side in ("chosen", "rejected")}}
+
+
+def belle(name: str, hub_name: str, title: str, size: str) -> HubCorpus:
+    """One of the BELLE project's sets of instructions, all of one kind and licence."""
+    language, kind = "Chinese (simplified)", "instructions and answers"
+    return HubCorpus(name, title, language, kind, size, "GPL-3.0", f"BelleGroup/{hub_name}", "default")
+
+
 ENTRIES: tuple[PackageCorpus | HubCorpus, ...] = (
     PackageCorpus(
         name="zh_reviews",
@@ -179,6 +198,32 @@ ENTRIES: tuple[PackageCorpus | HubCorpus, ...] = (
         parse=parse_instructions,
         text_sha256="af72df9379df6f5066ef72e5bbd50d759a0921967584cf9325dfad9a1dbf6932",
     ),
+    PackageCorpus(
+        name="zh_preferences",
+        title="Questions in Chinese with a better and a worse answer",
+        language="Chinese (simplified)",
+        kind="preferences",
+        size="289 pairs, 0.8 MB",
+        licence="Apache-2.0 (package)",
+        requirement="llamafactory==0.9.5",
+        archive_sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+        members="*/data/dpo_zh_demo.json",
+        parse=parse_preferences,
+        text_sha256="361d7e084e50e14ff538ab6797aba25c46f113b672561e48dba4dfbac8f5cc8b",
+    ),
+    PackageCorpus(
+        name="en_preferences",
+        title="Questions in English with a better and a worse answer",
+        language="English",
+        kind="preferences",
+        size="295 pairs, 1.5 MB",
+        licence="Apache-2.0 (package)",
+        requirement="llamafactory==0.9.5",
+        archive_sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+        members="*/data/dpo_en_demo.json",
+        parse=parse_preferences,
+        text_sha256="b32783246711aac82f6bfb313b4301ef3df0dfb40440dbf856f5e120179ced1a",
+    ),
     HubCorpus(
         name="c4_en",
         title="C4: cleaned English web pages, what T5 was pretrained on",
@@ -218,6 +263,46 @@ ENTRIES: tuple[PackageCorpus | HubCorpus, ...] = (
         licence="CC BY-SA 3.0, GFDL",
         hub_id="wikimedia/wikipedia",
         config="20231101.en",
+    ),
+    belle(
+        "belle_train_0.5m", "train_0.5M_CN", "Instructions of many kinds and a language model's answers", "519 K pairs"
+    ),
+    belle("belle_train_1m", "train_1M_CN", "The same, twice as many", "917 K pairs"),
+    belle("belle_train_2m", "train_2M_CN", "The same, of more kinds", "2 M pairs"),
+    belle("belle_school_math", "school_math_0.25M", "School mathematics, worked out step by step", "248 K pairs"),
+    belle(
+        "belle_chat_0.4m", "generated_chat_0.4M", "Dialogues between characters that are described", "396 K dialogues"
+    ),
+    belle("belle_multiturn_0.8m", "multiturn_chat_0.8M", "Conversations of several turns", "831 K conversations"),
+    HubCorpus(
+        name="alpaca_gpt4_zh",
+        title="Alpaca's instructions in Chinese, answered by GPT-4",
+        language="Chinese (simplified)",
+        kind="instructions and answers",
+        size="43 K pairs",
+        licence="CC BY 4.0",
+        hub_id="llm-wizard/alpaca-gpt4-data-zh",
+        config="default",
+    ),
+    HubCorpus(
+        name="huozi_rlhf",
+        title="Questions and pairs of answers, ranked by people",
+        language="Chinese (simplified)",
+        kind="preferences",
+        size="17 K pairs",
+        licence="not stated",
+        hub_id="Skepsun/huozi_rlhf_data_json",
+        config="default",
+    ),
+    HubCorpus(
+        name="rlhf_reward_zh",
+        title="Helpful and harmless answers, translated",
+        language="Chinese (simplified)",
+        kind="preferences",
+        size="20 K pairs",
+        licence="not stated",
+        hub_id="beyond/rlhf-reward-single-round-trans_chinese",
+        config="default",
     ),
 )
 

@@ -50,6 +50,7 @@ def with_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedMod
         raise ConfigError(f"{folder} is an adapter, which peft opens: pip install peft.") from None
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # what peft still asks of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # a damaged or foreign folder leads to whatever the library then stumbles over

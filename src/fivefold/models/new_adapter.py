@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ def attach_adapter(model: PreTrainedModel, file: str, base: str, *, seed: int) -
             f"--adapter {file} is of the kind {config.peft_type.value}, which adds to what is read; give one that "
             "changes layers, such as LORA."
         )
-    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
     try:
         with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
@@ -53,6 +53,8 @@ def attach_adapter(model: PreTrainedModel, file: str, base: str, *, seed: int) -
         raise ConfigError(f"--adapter {file} does not fit {type(model).__name__} ({reason}).") from error
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise ConfigError(f"--adapter {file} adds nothing to {type(model).__name__} that trains; see its fields.")
+    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
+    adapted.save_pretrained = partial(_save_adapter, adapted)  # a partial is copied and pickled with the model
     return adapted
 
 
@@ -115,11 +117,17 @@ def load_adapter_weights(model: nn.Module, folder: str | Path) -> None:
         stored = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # damaged files lead to whatever the library then stumbles over
         raise CheckpointError(f"{folder} holds no adapter that can be read ({error}).") from error
-    shapes = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    with quiet_peft():
+        shapes = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
     if {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise CheckpointError(f"The adapter in {folder} is not of the shape that --adapter describes now.")
     with quiet_peft():
         set_peft_model_state_dict(model, stored)
+
+
+def _save_adapter(model: Any, folder: str) -> None:
+    with quiet_peft():
+        type(model).save_pretrained(model, folder)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fivefold.errors import ModelError
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
 from fivefold.nn.output_positions import output_only_at
 from fivefold.objectives.objective import Batch, LossTerms, TokenCounts
@@ -44,9 +45,9 @@ class CausalObjective:
         """Run the model (bare or wrapped for several processes) on one micro-batch."""
         bare: Any = getattr(model, "module", model)
         labels = _next_labels(batch)
-        # Without a mask where there are no segments: no token sees the padding, which stands behind it, and attention
-        # takes its fastest kernel.
-        arguments = packed_arguments(batch["segments"]) if "segments" in batch else {}
+        # Without a mask: no token sees the padding, which stands behind it, and attention takes its fastest kernel.
+        # Where several examples share a row, transformers tells them apart by positions that begin anew.
+        arguments = {"position_ids": positions_within(batch["segments"])} if "segments" in batch else {}
         is_learned = labels != IGNORE_INDEX
         is_sparse = int(is_learned.sum()) < _SPARSE * labels.numel()
         with output_only_at(bare.get_output_embeddings(), is_learned) if is_sparse else nullcontext():
@@ -56,24 +57,41 @@ class CausalObjective:
         return LossTerms(*cross_entropy_sum(logits, labels, **self._terms))
 
 
-def packed_arguments(segments_BS: Tensor) -> dict[str, Tensor]:
-    """What tells a decoder of transformers which tokens of a row see each other, and at which places they stand.
-
-    Padding is a segment of its own: a position that sees nothing would make attention divide by zero.
+def positions_within(segments_BS: Tensor) -> Tensor:
+    """The place of each token in its example, [B, S] from 0.
 
     Args:
         segments_BS: the example of each token, counted from 1 along the row, 0 for padding.
-
-    Returns:
-        `attention_mask` [B, 1, S, S], true where a token sees another, and `position_ids` [B, S], from 0 each.
     """
-    length = segments_BS.shape[1]
-    places_S = torch.arange(length, device=segments_BS.device)
+    places_S = torch.arange(segments_BS.shape[1], device=segments_BS.device)
     begins_BS = torch.ones_like(segments_BS, dtype=torch.bool)
     begins_BS[:, 1:] = segments_BS[:, 1:] != segments_BS[:, :-1]
-    firsts_BS = torch.where(begins_BS, places_S, 0).cummax(dim=1).values
-    sees_BSS = (segments_BS[:, :, None] == segments_BS[:, None, :]) & (places_S[:, None] >= places_S)
-    return {"attention_mask": sees_BSS[:, None], "position_ids": places_S - firsts_BS}
+    return places_S - torch.where(begins_BS, places_S, 0).cummax(dim=1).values
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module) -> None:
+    """Refuse a decoder that reads an example otherwise when another one stands before it in the row.
+
+    Such are those that carry a state along the row, or that make their masks themselves.
+
+    Raises:
+        ModelError: it does.
+    """
+    decoder: Any = model
+    device = next(model.parameters()).device
+    ids = torch.tensor([[5, 6, 7, 8, 9, 6, 7]], device=device)
+    segments = torch.tensor([[1, 1, 1, 2, 2, 2, 2]], device=device)
+    was_training = model.training
+    decoder.eval()
+    together = decoder(input_ids=ids, position_ids=positions_within(segments), use_cache=False).logits[:, 3:]
+    alone = decoder(input_ids=ids[:, 3:], use_cache=False).logits
+    decoder.train(was_training)
+    if not torch.allclose(together, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max())):  # wide, for half precision
+        raise ModelError(
+            f"{type(model).__name__} reads a conversation otherwise when another one stands before it in the row; "
+            "leave --packing out."
+        )
 
 
 def _next_labels(batch: Batch) -> Tensor:

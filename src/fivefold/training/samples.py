@@ -7,7 +7,6 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fivefold.tokenizer.chat_format import Message
-from fivefold.training.telemetry import cut_log
 
 SAMPLES_NAME = "samples.jsonl"
 
@@ -43,11 +42,20 @@ class Samples:
             for messages, answer in zip(self._conversations, self._answer(prompts), strict=True)
         ]
         if not self._is_begun:  # what a killed run wrote from this step on is written again
-            cut_log(self._file, max(0, step - 1))
+            _keep_before(self._file, step)
             self._is_begun = True
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         return {"samples": "\n\n---\n\n".join(map(_as_markdown, lines))}
+
+
+def _keep_before(file: Path, step: int) -> None:
+    """Drop the lines from `step` on, and a last one that was cut short, in one atomic step."""
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    fresh = file.with_name(f".{file.name}.writing")
+    fresh.write_bytes(b"".join(line for line in whole if json.loads(line)["step"] < step))
+    fresh.replace(file)
 
 
 def _as_markdown(line: dict) -> str:

@@ -7,6 +7,7 @@ from fivefold.corpus.catalogue import (
     format_catalogue,
     parse_instructions,
     parse_plays,
+    parse_preferences,
     parse_reviews,
     parse_sanguo,
 )
@@ -64,3 +65,15 @@ def test_the_table_shows_every_entry() -> None:
     for entry, line in zip(ENTRIES, lines, strict=True):
         for value in (entry.name, entry.language, entry.size, entry.licence, entry.source):
             assert value in line
+
+
+def test_preferences_come_once_a_prompt() -> None:
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": " q "}]
+    rows = [
+        {"conversations": turns, "chosen": {"from": "gpt", "value": "a\n"}, "rejected": {"from": "gpt", "value": "b"}},
+        {"conversations": turns, "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "d"}},
+    ]
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    assert list(parse_preferences({"demo.json": json.dumps(rows).encode()})) == [
+        {"prompt": prompt, "chosen": "a", "rejected": "b"}
+    ]

@@ -59,7 +59,9 @@ def put_archive(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 @pytest.mark.parametrize("entry", PACKAGES, ids=[entry.name for entry in PACKAGES])
 def test_real_corpora(entry: PackageCorpus, corpus_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CorpusSettings(data=[entry.name])
-    fields = ("prompt", "response") if entry.kind == "prompts and responses" else ("text",)
+    fields = {"prompts and responses": ("prompt", "response"), "preferences": ("chosen", "rejected")}.get(
+        entry.kind, ("text",)
+    )
     first = list(open_corpus(settings, fields))
     assert f"{len(first):,} " in entry.size
     assert len({record[fields[0]] for record in first}) == len(first)
