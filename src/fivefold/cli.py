@@ -15,6 +15,7 @@ VERBS = {
     "prepare": "documents to token shards, ready for training",
     "tokenizer": "train a tokenizer on text",
     "pretrain": "train a model from scratch, or on, on text or pairs",
+    "dpo": "teach a model which of two answers is better",
     "rejected": "rejected answers for dpo, written by a model itself",
     "chat": "talk with a model in the terminal",
     "sft": "teach a model to answer, on conversations",

@@ -99,9 +99,7 @@ def test_a_step_of_dpo(loss_type, tmp_path):
         plain = PreferenceSource(pairs, "llama", pad_id=0, seed=0, shuffle=False)
         reference_logps = answer_logps(reference, tensors(plain.batch(np.arange(NUM_PAIRS)))).numpy()
     capacity = (int(pairs.row_lengths("llama").max()) * 2,)
-    source = PreferenceSource(
-        pairs, "llama", pad_id=0, seed=0, capacity=capacity, reference_logps=reference_logps
-    )
+    source = PreferenceSource(pairs, "llama", pad_id=0, seed=0, capacity=capacity, reference_logps=reference_logps)
     terms = objective(policy, tensors(source.batch(np.arange(source.samples_per_epoch or 0))))
     (terms.loss_sum / NUM_PAIRS).backward()
 

@@ -78,7 +78,9 @@ def run(settings: RejectedSettings, corpus: CorpusSettings, decoding: RejectedDe
     missing = sum(preference.rejected is None for preference in preferences)
     print(f"{len(preferences):,} prompts, {missing:,} without a rejected answer", file=sys.stderr)
     if not missing:
-        raise DataError(f"All {len(preferences):,} prompts have a rejected answer: fivefold dpo reads them as they are.")
+        raise DataError(
+            f"All {len(preferences):,} prompts have a rejected answer: fivefold dpo reads them as they are."
+        )
     if dry_run:
         print(f"would write {target}")
         return

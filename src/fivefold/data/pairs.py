@@ -74,10 +74,14 @@ class PairSource(EncodedSource):
     ):
         """Cut each side and put an end mark behind it."""
         sides = ((prompts, input_length - 1), (responses, target_length - 1))
-        self.num_cut_prompts, self.num_cut_responses = (sum(len(text) > most for text in texts) for texts, most in sides)
+        self.num_cut_prompts, self.num_cut_responses = (
+            sum(len(text) > most for text in texts) for texts, most in sides
+        )
         cut = f"{self.num_cut_prompts:,} prompts and {self.num_cut_responses:,} responses cut"
         inputs, targets = ([np.append(text[:most], eos_id) for text in texts] for texts, most in sides)
-        super().__init__(inputs, targets, pad_id=pad_id, seed=seed, shuffle=shuffle, note=f"{len(prompts):,} pairs, {cut}")
+        super().__init__(
+            inputs, targets, pad_id=pad_id, seed=seed, shuffle=shuffle, note=f"{len(prompts):,} pairs, {cut}"
+        )
 
 
 def _joined(texts: Sequence[NDArray]) -> tuple[NDArray, NDArray]:

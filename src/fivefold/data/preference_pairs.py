@@ -1,7 +1,7 @@
 """Pairs of answers to one prompt, as rows in which the prompt stands once."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from fivefold.data.examples import EpochOrder
 from fivefold.data.packing import pack
 from fivefold.data.rows import IGNORED_LABEL, Rows, rectangle, unflattened
 from fivefold.data.source import Source
+from fivefold.tokenizer.chat_format import Family
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TokenPairs:
         """[P, 2] tokens of each answer, the chosen one first."""
         return np.stack([_lengths(self.chosen), _lengths(self.rejected)], 1)
 
-    def row_lengths(self, family: Literal["t5", "llama"]) -> NDArray[np.int64]:
+    def row_lengths(self, family: Family) -> NDArray[np.int64]:
         """Positions that each pair takes: [P, 2] in a T5's inputs and targets, [P, 1] in a decoder's row."""
         prompts, answers = _lengths(self.prompts), self.num_tokens.sum(1)
         # A decoder's answers stand behind the last token of the prompt, and their own last tokens are not read.
@@ -54,7 +55,7 @@ class PreferenceSource(Source):
     def __init__(
         self,
         pairs: TokenPairs,
-        family: Literal["t5", "llama"],
+        family: Family,
         *,
         pad_id: int,
         seed: int,
@@ -63,7 +64,8 @@ class PreferenceSource(Source):
         reference_logps: NDArray[np.float32] | None = None,
     ):
         """Settle which pairs go together."""
-        self._pairs, self._family, self._pad_id = pairs, family, pad_id
+        self._pairs, self._pad_id = pairs, pad_id
+        self._family: Family = family
         self._capacity, self._reference_logps = capacity, reference_logps
         self._num_tokens = pairs.num_tokens
         rows = np.arange(len(pairs)) if capacity is None else pack(pairs.row_lengths(family), capacity)

@@ -60,7 +60,7 @@ def visible_answers(segments_BS: Tensor, answers_BS: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check_answers_apart(model: nn.Module) -> None:
+def check_answers_apart(decoder: nn.Module) -> None:
     """Refuse a decoder that reads two answers to one prompt otherwise than each by itself.
 
     Such are those that take no mask of their own for each pair of positions (state-space models, attention windows,
@@ -69,7 +69,7 @@ def check_answers_apart(model: nn.Module) -> None:
     Raises:
         ModelError: the log-probabilities differ.
     """
-    model: Any = model
+    model: Any = decoder
     device = next(model.parameters()).device
     prompt, answers = [5, 6, 7], ([8, 9, 10], [11, 12])
     apart = []

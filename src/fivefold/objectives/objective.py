@@ -47,10 +47,15 @@ class TokenCounts(NamedTuple):
 class Objective(Protocol):
     """A batch and a model to loss terms."""
 
-    unit: str
-    """What it counts, in the plural: tokens, or pairs."""
-    others: tuple[str, ...]
-    """Names in the log of what it measures besides the loss."""
+    @property
+    def unit(self) -> str:
+        """What it counts, in the plural: tokens, or pairs."""
+        ...
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names in the log of what it measures besides the loss."""
+        ...
 
     def count(self, batch: Batch) -> int:
         """Terms in the batch's sums; known before the forward pass."""

@@ -19,9 +19,10 @@ def rewards(
     beta * (log p - log p_ref) for sigmoid, conservative, robust and hinge; the same divided by the answer's tokens for
     sigmoid_norm and ipo; beta * log p / tokens for simpo; log(q / (1 - q)) with q = p^(1 / tokens) for orpo.
 
-    Source: DPO, Rafailov et al. (2305.18290), below equation 5; SimPO, Meng et al. (2405.14734), equation 4; ORPO, Hong
-        et al. (2403.07691), equation 4; division by the tokens in DPO as in Tulu 3 (2411.15124), equation 6.
-    Differs: IPO (2310.12036) has sums; its authors told TRL's that their experiments divide by the tokens, too.
+    Source: DPO, Rafailov et al. 2023 (arXiv 2305.18290), equation 5 without its constant; SimPO, Meng et al. 2024
+        (arXiv 2405.14734), equation 4; ORPO, Hong et al. 2024 (arXiv 2403.07691), equation 4; DPO divided by the tokens
+        as in Tulu 3, Lambert et al. 2024 (arXiv 2411.15124).
+    Differs: IPO's paper (arXiv 2310.12036) has sums; its authors told TRL's that they divide by the tokens, too.
 
     Args:
         logps_P2: sums over an answer's tokens, end mark included, under the model that learns.
@@ -70,7 +71,7 @@ def preference_loss(
 def sigmoid_loss(margin: Tensor) -> Tensor:
     """-log sigmoid(margin): the chosen answer won a comparison whose odds are e to the margin.
 
-    Source: DPO, Rafailov et al. (2305.18290), equation 7.
+    Source: DPO, Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
     """
     return -F.logsigmoid(margin)
 
@@ -78,7 +79,7 @@ def sigmoid_loss(margin: Tensor) -> Tensor:
 def conservative_loss(margin: Tensor, label_smoothing: float) -> Tensor:
     """(1 - s) * -log sigmoid(margin) + s * -log sigmoid(-margin): the margin is held at log((1 - s) / s).
 
-    Source: cDPO, Mitchell, "A note on DPO with noisy preferences" (2023), equation 3.
+    Source: cDPO, Mitchell 2023, A note on DPO with noisy preferences.
     """
     return (1 - label_smoothing) * sigmoid_loss(margin) + label_smoothing * sigmoid_loss(-margin)
 
@@ -89,7 +90,7 @@ def robust_loss(margin: Tensor, label_smoothing: float) -> Tensor:
     Where a share s of the labels is flipped at random, its mean is that of `sigmoid_loss` under the true labels; it has
     no floor.
 
-    Source: robust DPO, Chowdhury et al. (2403.00409), equation 12.
+    Source: robust DPO, Chowdhury et al. 2024 (arXiv 2403.00409).
     """
     kept, flipped = (1 - label_smoothing) * sigmoid_loss(margin), label_smoothing * sigmoid_loss(-margin)
     return (kept - flipped) / (1 - 2 * label_smoothing)
@@ -98,7 +99,7 @@ def robust_loss(margin: Tensor, label_smoothing: float) -> Tensor:
 def hinge_loss(margin: Tensor) -> Tensor:
     """max(0, 1 - margin): a pair is done with once its margin is 1.
 
-    Source: SLiC-HF, Zhao et al. (2305.10425), on log-ratios as in RSO, Liu et al. (2309.06657), equation 10.
+    Source: SLiC-HF, Zhao et al. 2023 (arXiv 2305.10425), on log-ratios as in RSO, Liu et al. 2023 (arXiv 2309.06657).
     """
     return F.relu(1 - margin)
 
@@ -106,6 +107,6 @@ def hinge_loss(margin: Tensor) -> Tensor:
 def ipo_loss(margin: Tensor, beta: float) -> Tensor:
     """(margin / beta - 1 / (2 beta))^2: the margin is drawn to 1/2 from both sides.
 
-    Source: IPO, Azar et al. (2310.12036), equation 17, with beta for its tau.
+    Source: IPO, Azar et al. 2023 (arXiv 2310.12036), equation 17, with beta for its tau.
     """
     return ((margin - 0.5) / beta).square()

@@ -24,7 +24,8 @@ _KNOWN = (
     Chart("reward_accuracy", "Share of pairs with a positive margin", ("reward_accuracy",), True),
     Chart("rewards", "Rewards", ("rewards_chosen", "rewards_rejected")),
     Chart("logp", "Log-probability of the answers", ("logp_chosen", "logp_rejected")),
-    Chart("kl", "KL from the reference", ("kl",)),
+    Chart("kl", "KL from the reference, a token", ("kl",)),
+    Chart("tokens_per_answer", "Tokens of the answers", ("tokens_chosen", "tokens_rejected"), True),
     Chart("learning_rate", "Learning rate", ("learning_rate",), True),
     Chart("grad_norm", "Gradient norm before clipping", ("grad_norm",), True),
     Chart("tokens_per_second", "Tokens per second", ("tokens_per_second",), True),
@@ -33,7 +34,8 @@ _KNOWN = (
 
 # Counts and clocks, which the summary has, and what follows from the loss.
 _NOT_DRAWN = frozenset(
-    {"step", "seconds", "memory_bytes", "tokens_seen", "eval_tokens", "eval_perplexity", "eval_galore_perplexity"}
+    {"step", "seconds", "memory_bytes", "tokens_seen", "eval_tokens", "eval_pairs"}
+    | {"eval_perplexity", "eval_galore_perplexity"}
 )
 
 

@@ -56,17 +56,27 @@ class Processes:
 @contextmanager
 def start_processes() -> Iterator[Processes]:
     """Join the group that `torchrun` described in the environment, or be alone; gloo on CPUs, NCCL on GPUs."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
-        torch.cuda.set_device(device)
-    if world_size == 1:
-        yield Processes(0, 1, device)
+        torch.cuda.set_device(_own_device())
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield this_process()
         return
     dist.init_process_group("nccl" if has_gpu else "gloo")
     try:
-        yield Processes(dist.get_rank(), world_size, device)
+        yield this_process()
     finally:
         dist.destroy_process_group()
+
+
+def this_process() -> Processes:
+    """Where this process stands, for code between `start_processes` and its end."""
+    if not dist.is_initialized():
+        return Processes(0, 1, _own_device())
+    return Processes(dist.get_rank(), dist.get_world_size(), _own_device())
+
+
+def _own_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

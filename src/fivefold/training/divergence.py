@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import LogitsProcessorList
 
 from fivefold.data.loader import tensors
 from fivefold.data.preference_pairs import PreferenceSource, TokenPairs
+from fivefold.models.decoding import DecodingSettings
+from fivefold.models.seeded_sampling import SeededSampling
 from fivefold.models.settings import Family
 from fivefold.objectives.answer_logps import answer_logps
 from fivefold.training.distributed import Processes
@@ -43,17 +45,18 @@ def kl_per_token(
     """KL(policy || reference) in nats a token: the mean of log p - log p_ref over the policy's own samples.
 
     Samples are drawn from the whole distribution, at temperature 1, or the mean would be of something else; they follow
-    from (seed, step, process). Being a mean over samples, it may be a little below 0 while the two are alike.
+    from the seed, the step and the prompt's number. Being a mean over samples, it may be a little below 0 while the two are alike.
 
     Args:
         policy: on this process's device, not wrapped, dropout off.
         open_reference: the reference; it is let go of afterwards.
         sampling: prompts of all processes; each takes its share.
     """
-    mine = sampling.prompts[processes.rank :: processes.world_size]
+    numbers = list(range(processes.rank, len(sampling.prompts), processes.world_size))
+    mine = [sampling.prompts[number] for number in numbers]
     difference = num_tokens = 0.0
     if mine:
-        answers = _sampled(policy, family, sampling._replace(prompts=mine), step, processes)
+        answers = _sampled(policy, family, sampling._replace(prompts=mine), numbers, step)
         pairs = TokenPairs(mine, answers[::ANSWERS_TO_A_PROMPT], answers[1::ANSWERS_TO_A_PROMPT])
         source = PreferenceSource(pairs, family, pad_id=sampling.pad_id, seed=0, shuffle=False)
         batch = {
@@ -67,31 +70,28 @@ def kl_per_token(
     return total / max(1.0, count)
 
 
-def _sampled(
-    policy: Any, family: Family, sampling: Sampling, step: int, processes: Processes
-) -> list[NDArray[np.int32]]:
-    """Answers with their end marks, those to one prompt one behind the other."""
+def _sampled(policy: Any, family: Family, sampling: Sampling, numbers: list[int], draw: int) -> list[NDArray[np.int32]]:
+    """Answers with their end marks, those to one prompt one behind the other; what is drawn follows from the numbers."""
     ids, mask = _left_padded(sampling.prompts, sampling.pad_id)
-    everything = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+    decoding = DecodingSettings(sampling.max_new_tokens, do_sample=True, seed=sampling.seed)
+    answer_numbers = [
+        ANSWERS_TO_A_PROMPT * number + place for number in numbers for place in range(ANSWERS_TO_A_PROMPT)
+    ]
+    device = next(policy.parameters()).device
+    tokens: Tensor = policy.generate(
+        input_ids=ids.repeat_interleave(ANSWERS_TO_A_PROMPT, 0).to(device),
+        attention_mask=mask.repeat_interleave(ANSWERS_TO_A_PROMPT, 0).to(device),
+        logits_processor=LogitsProcessorList([SeededSampling(decoding, answer_numbers, draw)]),
+        do_sample=False,  # the processor draws
+        # What a model's own generation settings may say would change the distribution.
+        num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        num_beams=1,
-        num_return_sequences=ANSWERS_TO_A_PROMPT,
+        suppress_tokens=None,
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=sampling.end_ids,
         pad_token_id=sampling.pad_id,
     )
-    device = processes.device
-    seeds = np.random.SeedSequence([sampling.seed, step, processes.rank])
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        tokens: Tensor = policy.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=everything
-        )
     # A T5 begins with its start token, a decoder with the prompt.
     written = tokens[:, 1 if family == "t5" else ids.shape[1] :].cpu().numpy()
     return [_up_to_end(row, sampling.end_ids) for row in written]

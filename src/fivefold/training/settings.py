@@ -231,3 +231,47 @@ class LoopSettings:
             )
         steps = max(1, round(self.epochs * samples_per_epoch / samples_per_step))
         return replace(self, num_training_steps=steps, epochs=None)
+
+
+@dataclass
+class ReferenceSettings:
+    """What a model that learns from preferences is compared with."""
+
+    reference: Literal["precomputed", "live"] = "precomputed"
+    """precomputed: what the reference says of all answers is computed once, before training, and kept on disk; live:
+    the reference stays in memory and is asked at every step."""
+    reference_model: str | None = None
+    """Folder or Hub id of the reference; by default --model, without adapter, as it is before training."""
+    reference_cache: str | None = field(default=None, metadata={"reference": ("precomputed",)})
+    """Folder for what the reference said; by default one in the user's cache."""
+    kl_prompts: int = 16
+    """Held-out prompts that the model answers twice each at every evaluation, by drawing, to measure how far it has
+    gone from the reference; 0 for none."""
+    kl_tokens: int = 64
+    """Most tokens of such an answer."""
+
+    def __post_init__(self) -> None:
+        if self.kl_prompts < 0 or self.kl_tokens < 1:
+            raise ConfigError(
+                f"kl_prompts is {self.kl_prompts} and kl_tokens {self.kl_tokens}; give at least 0 prompts and 1 token."
+            )
+        refuse_unused(self, "reference")
+
+    def check(self, loss_type: str, needs_reference: bool) -> None:
+        """Refuse what has no use under a loss.
+
+        Raises:
+            ConfigError: there is something.
+        """
+        defaults = ReferenceSettings()
+        unused = ("reference", "reference_cache")
+        changed = [name for name in unused if getattr(self, name) != getattr(defaults, name)]
+        if not needs_reference and changed:
+            raise ConfigError(
+                f"--{changed[0]} would change nothing with --loss_type {loss_type}, which compares with no reference; "
+                "leave it out."
+            )
+        if self.reference_model is not None and not needs_reference and not self.kl_prompts:
+            raise ConfigError(
+                f"--reference_model would change nothing with --loss_type {loss_type} and --kl_prompts 0; leave it out."
+            )

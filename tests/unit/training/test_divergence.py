@@ -29,7 +29,7 @@ def model_of(family: str, seed: int) -> T5Model | LlamaForCausalLM:
 
 
 def sampling_of(num_prompts: int, max_new_tokens: int = MAX_TOKENS) -> Sampling:
-    prompts = [np.array([2, 3, 4][: 1 + number % 2] + [END], np.int32) for number in range(num_prompts)]
+    prompts = [np.array([*[2, 3, 4][: 1 + number % 2], END], np.int32) for number in range(num_prompts)]
     return Sampling(prompts, max_new_tokens, [END], pad_id=0, seed=0)
 
 
