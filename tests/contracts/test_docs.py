@@ -1,4 +1,4 @@
-"""Python in the documentation of the parts runs as it stands."""
+"""Python in the documentation of the methods runs as it stands."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = "docs/methods/parts.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), flags=re.DOTALL)
+PAGES = ("docs/methods/parts.md", "docs/methods/dpo.md")
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_it_runs(block):
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=range(len(BLOCKS)))
+def test_it_runs(page, block):
     names: dict = {}
-    exec(compile(block, PAGE, "exec"), names)
+    exec(compile(block, page, "exec"), names)
     assert all(value.isfinite().all() for name, value in names.items() if name in ("x", "loss"))
