@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from wiki_dump import articles, with_others, write_dump
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"fivefold": ["-m", "fivefold"], "torchrun": ["-m", "torch.distributed.run"]}
@@ -33,13 +34,18 @@ def test_every_command_runs(corpus_cache, tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     pairs = [{"prompt": f"第{n}个问题是什么？", "response": f"是{n}。"} for n in range(200)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs))
+    write_dump(tmp_path / "wiki.xml.bz2", with_others(articles(60)))
     commands = [command for command in _commands() if not command.startswith("make ")]
     assert len(commands) >= 8
     for command in commands:
         words = shlex.split(command)
         words = [SHORTER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
         done = subprocess.run(
-            [sys.executable, *PROGRAMS[words[0]], *words[1:]], capture_output=True, text=True, timeout=600
+            [sys.executable, *PROGRAMS[words[0]], *words[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "demo" / "run" / "report.html").is_file()
