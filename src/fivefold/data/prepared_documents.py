@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from fivefold.corpus.clean import CleanText
 from fivefold.corpus.documents import DocumentReader, Documents, DuplicateFilter
-from fivefold.corpus.duplicates import Signature
+from fivefold.corpus.duplicates import NUM_BANDS, NUM_HASHES, Signature
 from fivefold.corpus.files import REPORT_NAME, Record
 from fivefold.corpus.settings import CleaningSettings, CorpusSettings
 from fivefold.data.settings import PrepareSettings
@@ -181,7 +182,7 @@ def _go_on(folder: Path, wanted: dict[str, Any], reader: DocumentReader, duplica
         )
     reader.go_on(state["reader"], report.left_out)
     for number in range(len(report.shards)):
-        for document in _load_fingerprints(folder / _fingerprints_name(number)):
+        for document in Fingerprints.load(folder, number):
             duplicates.why_left_out(document)
     return report
 
@@ -200,7 +201,7 @@ class ShardWriter:
         self._name = f"documents_{number:05d}.jsonl"
         self._file: BinaryIO | None = (folder / self._name).open("wb")
         self._checksum = sha256()
-        self._fingerprints: list[CleanText] = []
+        self._fingerprints = Fingerprints()
         self.num_documents = self.num_bytes = 0
 
     def add(self, documents: Documents) -> None:
@@ -211,7 +212,7 @@ class ShardWriter:
         self._checksum.update(lines)
         self.num_documents += len(documents.records)
         self.num_bytes += len(lines)
-        self._fingerprints += [one._replace(text="") for one in documents.fingerprints]
+        self._fingerprints.add(documents.fingerprints)
 
     def finish(self) -> dict[str, Any]:
         """Write all of it to disk, and tell what it is."""
@@ -219,7 +220,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()
-        _save_fingerprints(self._folder / _fingerprints_name(self._number), self._fingerprints)
+        self._fingerprints.save(self._folder, self._number)
         return {
             "file": self._name,
             "documents": self.num_documents,
@@ -234,6 +235,36 @@ class ShardWriter:
             self._file = None
 
 
+class Fingerprints:
+    """What duplicates of a shard's documents are found by, in 264 bytes each, to remember it after an interruption."""
+
+    def __init__(self) -> None:
+        self._digests, self._bands, self._minima = array("Q"), bytearray(), bytearray()
+
+    def add(self, documents: list[CleanText]) -> None:
+        """Take documents in."""
+        for document in documents:
+            self._digests.append(document.digest)
+            if document.signature:
+                self._bands += document.signature.bands.tobytes()
+                self._minima += document.signature.minima
+
+    def save(self, folder: Path, shard: int) -> None:
+        """Write them beside the shard."""
+        bands = np.frombuffer(self._bands, np.uint64).reshape(-1, NUM_BANDS)
+        minima = np.frombuffer(self._minima, np.uint8).reshape(-1, NUM_HASHES)
+        np.savez(folder / f"fingerprints_{shard:05d}.npz", digests=self._digests, bands=bands, minima=minima)
+
+    @staticmethod
+    def load(folder: Path, shard: int) -> Iterator[CleanText]:
+        """Read them back, as documents without text."""
+        with np.load(folder / f"fingerprints_{shard:05d}.npz") as saved:
+            digests, bands, minima = saved["digests"].tolist(), saved["bands"], saved["minima"]
+        for number, digest in enumerate(digests):
+            signature = Signature(bands[number], minima[number].tobytes()) if len(bands) else None
+            yield CleanText("", digest=digest, signature=signature)
+
+
 def json_line(record: Record) -> bytes:
     """A record as a line of JSON; what JSON cannot hold, such as dates, as text."""
     line = json.dumps(record, ensure_ascii=False, default=str)
@@ -241,30 +272,6 @@ def json_line(record: Record) -> bytes:
         return f"{line}\n".encode()
     except UnicodeEncodeError:  # half of a surrogate pair, from broken JSON escapes
         return f"{json.dumps(record, default=str)}\n".encode()
-
-
-def _fingerprints_name(shard: int) -> str:
-    return f"fingerprints_{shard:05d}.npz"
-
-
-def _save_fingerprints(path: Path, documents: list[CleanText]) -> None:
-    signatures = [document.signature for document in documents if document.signature]
-    np.savez(
-        path,
-        digests=np.array([document.digest for document in documents], np.uint64),
-        bands=np.array([signature.bands for signature in signatures], np.uint64),
-        minima=np.frombuffer(b"".join(signature.minima for signature in signatures), np.uint8),
-    )
-
-
-def _load_fingerprints(path: Path) -> list[CleanText]:
-    with np.load(path) as saved:
-        digests, bands, minima = saved["digests"].tolist(), saved["bands"], saved["minima"]
-    signatures = [Signature(*pair) for pair in zip(bands, map(bytes, minima.reshape(len(bands), -1)), strict=True)]
-    return [
-        CleanText("", digest=digest, signature=signatures[number] if signatures else None)
-        for number, digest in enumerate(digests)
-    ]
 
 
 def _save_json(path: Path, content: dict[str, Any]) -> None:
