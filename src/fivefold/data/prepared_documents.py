@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fivefold.corpus.clean import CleanText
-from fivefold.corpus.documents import DocumentReader, Documents, DuplicateFilter
+from fivefold.corpus.documents import DocumentReader, Documents, DuplicateFilter, ShowProgress
 from fivefold.corpus.duplicates import NUM_BANDS, NUM_HASHES, Signature
 from fivefold.corpus.files import REPORT_NAME, Record
 from fivefold.corpus.settings import CleaningSettings, CorpusSettings
@@ -63,7 +63,7 @@ def prepare_documents(
     corpus: CorpusSettings,
     cleaning: CleaningSettings,
     settings: PrepareSettings,
-    show_progress: Callable[[int, int], None] = lambda num_documents, num_bytes: None,
+    show_progress: ShowProgress = lambda documents: None,
 ) -> DocumentReport:
     """Write clean documents to `settings.output_dir`, as JSON lines, and a report of what was left out.
 
@@ -73,7 +73,7 @@ def prepare_documents(
         corpus: where the text comes from.
         cleaning: what to do to it.
         settings: where to, how many workers, and whether to go on or to begin anew.
-        show_progress: told how many documents and bytes more were read.
+        show_progress: told of each batch.
 
     Raises:
         DataError: bad data, an output folder that is taken, or a full disk.
@@ -140,14 +140,13 @@ def _write(
     settings: PrepareSettings,
     folder: Path,
     wanted: dict[str, Any],
-    show_progress: Callable[[int, int], None],
+    show_progress: ShowProgress,
 ) -> DocumentReport:
     duplicates = DuplicateFilter(cleaning)
     reader = DocumentReader(corpus, cleaning, num_workers=settings.num_workers, duplicates=duplicates)
     report = DocumentReport(corpus.data, wanted)
     if settings.resume:
         report = _go_on(folder, wanted, reader, duplicates)
-        show_progress(report.documents_read, report.bytes_read)
     shard = ShardWriter(folder, len(report.shards), corpus.text_field)
     try:
         for documents in reader:
@@ -157,7 +156,7 @@ def _write(
                 report.shards.append(shard.finish())
                 _save_json(folder / STATE_NAME, {"reader": documents.reader, "report": asdict(report)})
                 shard = ShardWriter(folder, len(report.shards), corpus.text_field)
-            show_progress(documents.documents_read, documents.bytes_read)
+            show_progress(documents)
         if shard.num_documents or not report.shards:
             report.shards.append(shard.finish())
     finally:
