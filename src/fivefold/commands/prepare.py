@@ -1,6 +1,6 @@
 """Raw text, Wikipedia dumps included, into clean documents or, with a tokenizer, into token shards for training."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from fivefold.data.whole_folder import check_replaceable, whole_folder
 from fivefold.errors import DataError
 
 if TYPE_CHECKING:
+    from fivefold.corpus.documents import Documents, ShowProgress
     from fivefold.data.preparation import Prepared
     from fivefold.data.prepared_documents import DocumentReport
 
@@ -60,10 +61,10 @@ def check_output(corpus: CorpusSettings, prepare: PrepareSettings) -> None:
     from fivefold.data.build import prepared_folder
 
     output = Path(prepare.output_dir).expanduser()
+    check_replaceable(output, prepare.overwrite)
     for name in (*corpus.data, *prepare.validation_data):
         if output.resolve() == Path(name).expanduser().resolve():
             raise DataError(f"{output} is what is read; give another --output_dir.")
-    check_replaceable(output, prepare.overwrite)
     is_ours = (output / REPORT_NAME).is_file() or prepared_folder(replace(corpus, data=[str(output)])) is not None
     if not is_ours and output.is_dir() and any(output.iterdir()):
         raise DataError(f"{output} holds something else than prepared tokens, which --overwrite does not replace.")
@@ -111,22 +112,27 @@ def print_plan(
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callable[[int, int], None]]:
-    """Count documents on stderr, with the rate; yields the function that adds documents and bytes."""
+def shown_progress() -> Iterator["ShowProgress"]:
+    """Show on stderr how far reading is and at what rate; yields the function that is told of each batch."""
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = [SpinnerColumn(), TextColumn("{task.completed:,} documents{task.description}"), TimeElapsedColumn()]
+    text = TextColumn(
+        "{task.fields[documents]:,} documents, {task.fields[megabytes]:,.0f} MB, {task.fields[rate]:.1f} MB/s"
+    )
+    columns = [SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
-        start, bytes_so_far = perf_counter(), 0
+        task = progress.add_task("reading", total=None, documents=0, megabytes=0.0, rate=0.0)
+        start, num_documents, megabytes = perf_counter(), 0, 0.0
 
-        def advance(num_documents: int, num_bytes: int) -> None:
-            nonlocal bytes_so_far
-            bytes_so_far += num_bytes
-            seconds = perf_counter() - start
-            rate = f", {bytes_so_far / 1e6:,.0f} MB, {bytes_so_far / 1e6 / seconds:.1f} MB/s"
-            progress.update(task, advance=num_documents, description=rate)
+        def advance(documents: "Documents") -> None:
+            nonlocal num_documents, megabytes
+            num_documents += documents.documents_read
+            megabytes += documents.bytes_read / 1e6
+            rate = megabytes / (perf_counter() - start)
+            total = None if documents.read_frac is None else 1.0
+            progress.update(task, documents=num_documents, megabytes=megabytes, rate=rate)
+            progress.update(task, total=total, completed=documents.read_frac)
 
         yield advance
 

@@ -1,6 +1,6 @@
 """A file as a stream of plain bytes, whether it is compressed or not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -12,12 +12,15 @@ SKIP_BYTES = 1 << 20
 
 
 @contextmanager
-def open_bytes(path: Path, offset: int = 0) -> Iterator[BufferedReader]:
+def open_bytes(
+    path: Path, offset: int = 0, *, watch: Callable[[Callable[[], int]], None] | None = None
+) -> Iterator[BufferedReader]:
     """Open a file at a place in its decompressed bytes.
 
     Args:
         path: a plain, `.gz`, `.zst` or `.bz2` file; compressed files may consist of several members or frames.
         offset: bytes to leave out, counted after decompression.
+        watch: given a function that tells how many bytes of the file itself have been read.
 
     Raises:
         DataError: here, or while the stream is read: the file cannot be read, or is damaged or cut off.
@@ -29,12 +32,20 @@ def open_bytes(path: Path, offset: int = 0) -> Iterator[BufferedReader]:
         if compression is None:
             with path.open("rb") as stream:
                 stream.seek(offset)
+                if watch is not None:
+                    watch(stream.tell)
                 yield stream
             return
         # pyarrow's streams tell a cut-off file from a complete one; zstandard's own reader ends quietly at the cut.
         import pyarrow
 
-        with pyarrow.input_stream(str(path), compression=compression) as source, BufferedReader(source) as stream:
+        with (
+            pyarrow.OSFile(str(path)) as file,
+            pyarrow.CompressedInputStream(file, compression) as source,
+            BufferedReader(source) as stream,
+        ):
+            if watch is not None:
+                watch(file.tell)
             while offset > 0:
                 offset -= len(stream.read(min(offset, SKIP_BYTES))) or offset
             yield stream

@@ -13,7 +13,8 @@ from fivefold.corpus.settings import CleaningSettings
 from fivefold.corpus.wiki import Wikitext
 from fivefold.errors import ConfigError
 
-LANGUAGE_CHARACTERS = 1_000
+# The slowest filter by far: a millisecond for 1,000 Chinese characters.
+LANGUAGE_CHARACTERS = 400
 # A longer line is a paragraph that happens to hold the phrase.
 BOILERPLATE_CHARACTERS = 100
 
@@ -111,7 +112,7 @@ def _boilerplate() -> list[str]:
 
 
 def language(text: str) -> str:
-    """The language of a text by its first 1,000 characters, as an ISO 639-1 code."""
+    """The language of a text by its first 400 characters, as an ISO 639-1 code."""
     import py3langid
 
     return py3langid.classify(text[:LANGUAGE_CHARACTERS])[0]
@@ -132,6 +133,8 @@ def check_languages(codes: list[str]) -> None:
     Raises:
         ConfigError: a code that py3langid does not know.
     """
+    if not codes:
+        return
     import py3langid
 
     known = sorted(code for code, _ in py3langid.rank(""))

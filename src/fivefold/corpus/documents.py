@@ -1,8 +1,8 @@
 """Raw records to clean documents: read, filter in several processes, leave out duplicates, in a fixed order."""
 
 from collections import Counter, deque
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 from fivefold.corpus.clean import Cleaner, CleanText
 from fivefold.corpus.duplicates import NearDuplicates
@@ -32,6 +32,12 @@ class Documents(NamedTuple):
     """In this batch, as the following."""
     bytes_read: int
     """Size of the texts before cleaning, markup included."""
+    read_frac: float | None
+    """How much of the data was read, as far as that can be told."""
+
+
+ShowProgress: TypeAlias = Callable[[Documents], None]
+"""Told of each batch."""
 
 
 class DuplicateFilter:
@@ -119,7 +125,9 @@ class DocumentReader:
                     kept.append(record | {self._text_field: document.text})
                     fingerprints.append(document)
             bytes_read = sum(len(text.encode("utf-8", "surrogatepass")) for text in before)
-            yield Documents(kept, fingerprints, reader, self._left_out.copy(), len(records), bytes_read)
+            yield Documents(
+                kept, fingerprints, reader, self._left_out.copy(), len(records), bytes_read, self._corpus.read_frac
+            )
 
     def _batches(self) -> Iterator[tuple[list[Record], dict[str, Any]]]:
         batch: list[Record] = []

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -93,11 +93,23 @@ class FileReader:
         self.keep_markup = keep_markup
         self._position = Position(*position)
         self._counted = ":"
+        self._tell: Callable[[], int] = lambda: 0
 
     @property
     def position(self) -> list[int]:
         """The place behind the record that was given last."""
         return list(self._position)
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the file itself was read; stays 0 for Parquet."""
+        try:
+            return self._tell()
+        except ValueError:  # the file is closed
+            return self.path.stat().st_size
+
+    def _watch(self, tell: Callable[[], int]) -> None:
+        self._tell = tell
 
     @property
     def where(self) -> str:
@@ -125,7 +137,7 @@ class FileReader:
 
     def _lines(self) -> Iterator[tuple[str, Position]]:
         number, offset = self._position
-        with open_bytes(self.path, offset) as stream:
+        with open_bytes(self.path, offset, watch=self._watch) as stream:
             for raw in stream:
                 number, start, offset = number + 1, offset, offset + len(raw)
                 if start == 0:
@@ -183,7 +195,7 @@ class FileReader:
     def _json_items(self) -> Iterator[Any]:
         """Decode a JSON list item by item, holding one chunk of it, or one item if that is longer."""
         decode = json.JSONDecoder().raw_decode
-        with open_bytes(self.path) as stream, TextIOWrapper(stream, encoding="utf-8-sig") as text:
+        with open_bytes(self.path, watch=self._watch) as stream, TextIOWrapper(stream, encoding="utf-8-sig") as text:
             try:
                 buffer = text.read(JSON_CHUNK_CHARACTERS).lstrip().removeprefix("[")
                 start = 0
@@ -208,7 +220,10 @@ class FileReader:
 
     def _wiki_articles(self) -> Iterator[tuple[Record, Position]]:
         self._counted = ": page "
-        for page in read_articles(self.path, *self._position, bad_lines=self.bad_lines, left_out=self.left_out):
+        pages = read_articles(
+            self.path, *self._position, bad_lines=self.bad_lines, left_out=self.left_out, watch=self._watch
+        )
+        for page in pages:
             text = page.markup if self.keep_markup else page.markup.plain_text()
             yield {"title": page.title, self.text_field: text}, Position(page.number, page.offset)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from fivefold.corpus.bad_lines import BadLines, BadRecord
 from fivefold.corpus.catalogue import PackageCorpus
-from fivefold.corpus.files import FileReader, Record
+from fivefold.corpus.files import FileReader, Record, file_kind
 from fivefold.corpus.hub import HubDataset, HubReader
 from fivefold.corpus.package import fetch_corpus
 from fivefold.corpus.settings import CorpusSettings
@@ -151,6 +151,16 @@ class Corpus:
 
     def _state(self, **place: Any) -> dict[str, Any]:
         return {"corpus": self._digest, "bad_lines": 0, "left_out": {}, **place}
+
+    @property
+    def read_frac(self) -> float | None:
+        """How much was read, by the sizes of the files; None if that cannot be told, as of Hub data sets."""
+        if not all(isinstance(part, Path) and file_kind(part) != "parquet" for part in self.parts):
+            return None
+        sizes = [part.stat().st_size for part in self.parts if isinstance(part, Path)]
+        if not isinstance(self._reader, FileReader):
+            return 0.0
+        return (sum(sizes[: self._index]) + self._reader.bytes_read) / sum(sizes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` go on behind the record at which the state was taken.

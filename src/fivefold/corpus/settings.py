@@ -45,7 +45,7 @@ class CleaningSettings:
     quality: bool = False
     """Leave out what does not read like prose: few letters, bullets only, lines that trail off or repeat."""
     language: list[str] = field(default_factory=list)
-    """Languages to keep, such as zh or en, as py3langid tells them by the first 1,000 characters."""
+    """Languages to keep, such as zh or en, as py3langid tells them by the first 400 characters."""
     deduplicate: Literal["none", "exact", "near"] = "none"
     """Leave out documents equal to an earlier one (exact), or nearly so as well (near)."""
     near_threshold: float = field(default=0.8, metadata={"deduplicate": ("near",)})

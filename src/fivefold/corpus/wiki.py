@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,13 @@ class Page(NamedTuple):
 
 
 def read_articles(
-    path: Path, number: int, offset: int, *, bad_lines: BadLines, left_out: Counter[str]
+    path: Path,
+    number: int,
+    offset: int,
+    *,
+    bad_lines: BadLines,
+    left_out: Counter[str],
+    watch: Callable[[Callable[[], int]], None] | None = None,
 ) -> Iterator[Page]:
     """The articles of a dump: pages of the main namespace that are no redirects.
 
@@ -59,13 +65,14 @@ def read_articles(
         offset: where they ended.
         bad_lines: told of pages that are not XML, and of a dump that was cut off.
         left_out: counts pages that are no articles, by what they are.
+        watch: as for `open_bytes`.
 
     Raises:
         DataError: not a MediaWiki dump, or more is broken than allowed.
     """
     namespaces = local_namespaces(path)
     title = ""
-    for block, end in page_blocks(path, offset):
+    for block, end in page_blocks(path, offset, watch):
         if block is None:
             behind = f"behind page {number}" + (f" ({title!r})" if title else "")
             bad_lines.report(f"{path}: {behind}", "the dump is cut off there, or damaged")
@@ -107,12 +114,14 @@ def local_namespaces(path: Path) -> dict[str, int]:
     return {name.lower(): int(key) for key, name in NAMESPACE.findall(head.decode("utf-8", "replace"))}
 
 
-def page_blocks(path: Path, offset: int) -> Iterator[tuple[bytes | None, int]]:
+def page_blocks(
+    path: Path, offset: int, watch: Callable[[Callable[[], int]], None] | None = None
+) -> Iterator[tuple[bytes | None, int]]:
     """Each page's XML and the place behind it; None in the end if the dump has no end mark.
 
     In XML a "<" inside text is written "&lt;", so the tags can be looked for as bytes.
     """
-    with open_bytes(path, offset) as stream:
+    with open_bytes(path, offset, watch=watch) as stream:
         buffer = b""
         while True:
             end = buffer.find(b"</page>")

@@ -1,7 +1,7 @@
 """Documents to token shards: read, hold out, tokenise, shuffle, write."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
-from fivefold.corpus.documents import DocumentReader, DuplicateFilter
+from fivefold.corpus.documents import DocumentReader, DuplicateFilter, ShowProgress
 from fivefold.corpus.parallel import in_order
 from fivefold.corpus.settings import CleaningSettings, CorpusSettings
 from fivefold.data.document_shuffle import DocumentShuffle
@@ -64,7 +64,7 @@ def prepare_tokens(
     settings: PrepareSettings,
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
-    show_progress: Callable[[int, int], None] = lambda num_documents, num_bytes: None,
+    show_progress: ShowProgress = lambda documents: None,
     cleaning: CleaningSettings | None = None,
 ) -> Prepared:
     """Fill `folder/train` and, unless nothing is held out, `folder/validation` with token shards.
@@ -76,7 +76,7 @@ def prepare_tokens(
         settings: what to make of it; its tokenizer and output folder play no part here.
         tokenizer: turns text into ids.
         folder: an existing, empty folder.
-        show_progress: told how many documents and bytes more have been read.
+        show_progress: told of each batch of documents that was read.
         cleaning: what to do to the text before; nothing by default.
 
     Raises:
@@ -92,7 +92,7 @@ def prepare_tokens(
         def texts() -> Iterator[list[str]]:
             for documents in reader:
                 yield [record[part.text_field] for record in documents.records]
-                show_progress(documents.documents_read, documents.bytes_read)
+                show_progress(documents)
 
         for batch, encoded in in_order(texts(), encode, settings.num_workers):
             yield from zip(batch, encoded, strict=True)

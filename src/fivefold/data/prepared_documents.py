@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from array import array
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fivefold.corpus.clean import CleanText
-from fivefold.corpus.documents import DocumentReader, Documents, DuplicateFilter
-from fivefold.corpus.duplicates import Signature
+from fivefold.corpus.documents import DocumentReader, Documents, DuplicateFilter, ShowProgress
+from fivefold.corpus.duplicates import NUM_BANDS, NUM_HASHES, Signature
 from fivefold.corpus.files import REPORT_NAME, Record
 from fivefold.corpus.settings import CleaningSettings, CorpusSettings
 from fivefold.data.settings import PrepareSettings
@@ -62,7 +63,7 @@ def prepare_documents(
     corpus: CorpusSettings,
     cleaning: CleaningSettings,
     settings: PrepareSettings,
-    show_progress: Callable[[int, int], None] = lambda num_documents, num_bytes: None,
+    show_progress: ShowProgress = lambda documents: None,
 ) -> DocumentReport:
     """Write clean documents to `settings.output_dir`, as JSON lines, and a report of what was left out.
 
@@ -72,7 +73,7 @@ def prepare_documents(
         corpus: where the text comes from.
         cleaning: what to do to it.
         settings: where to, how many workers, and whether to go on or to begin anew.
-        show_progress: told how many documents and bytes more were read.
+        show_progress: told of each batch.
 
     Raises:
         DataError: bad data, an output folder that is taken, or a full disk.
@@ -139,14 +140,13 @@ def _write(
     settings: PrepareSettings,
     folder: Path,
     wanted: dict[str, Any],
-    show_progress: Callable[[int, int], None],
+    show_progress: ShowProgress,
 ) -> DocumentReport:
     duplicates = DuplicateFilter(cleaning)
     reader = DocumentReader(corpus, cleaning, num_workers=settings.num_workers, duplicates=duplicates)
     report = DocumentReport(corpus.data, wanted)
     if settings.resume:
         report = _go_on(folder, wanted, reader, duplicates)
-        show_progress(report.documents_read, report.bytes_read)
     shard = ShardWriter(folder, len(report.shards), corpus.text_field)
     try:
         for documents in reader:
@@ -156,7 +156,7 @@ def _write(
                 report.shards.append(shard.finish())
                 _save_json(folder / STATE_NAME, {"reader": documents.reader, "report": asdict(report)})
                 shard = ShardWriter(folder, len(report.shards), corpus.text_field)
-            show_progress(documents.documents_read, documents.bytes_read)
+            show_progress(documents)
         if shard.num_documents or not report.shards:
             report.shards.append(shard.finish())
     finally:
@@ -181,7 +181,7 @@ def _go_on(folder: Path, wanted: dict[str, Any], reader: DocumentReader, duplica
         )
     reader.go_on(state["reader"], report.left_out)
     for number in range(len(report.shards)):
-        for document in _load_fingerprints(folder / _fingerprints_name(number)):
+        for document in Fingerprints.load(folder, number):
             duplicates.why_left_out(document)
     return report
 
@@ -200,7 +200,7 @@ class ShardWriter:
         self._name = f"documents_{number:05d}.jsonl"
         self._file: BinaryIO | None = (folder / self._name).open("wb")
         self._checksum = sha256()
-        self._fingerprints: list[CleanText] = []
+        self._fingerprints = Fingerprints()
         self.num_documents = self.num_bytes = 0
 
     def add(self, documents: Documents) -> None:
@@ -211,7 +211,7 @@ class ShardWriter:
         self._checksum.update(lines)
         self.num_documents += len(documents.records)
         self.num_bytes += len(lines)
-        self._fingerprints += [one._replace(text="") for one in documents.fingerprints]
+        self._fingerprints.add(documents.fingerprints)
 
     def finish(self) -> dict[str, Any]:
         """Write all of it to disk, and tell what it is."""
@@ -219,7 +219,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()
-        _save_fingerprints(self._folder / _fingerprints_name(self._number), self._fingerprints)
+        self._fingerprints.save(self._folder, self._number)
         return {
             "file": self._name,
             "documents": self.num_documents,
@@ -234,6 +234,36 @@ class ShardWriter:
             self._file = None
 
 
+class Fingerprints:
+    """What duplicates of a shard's documents are found by, in 264 bytes each, to remember it after an interruption."""
+
+    def __init__(self) -> None:
+        self._digests, self._bands, self._minima = array("Q"), bytearray(), bytearray()
+
+    def add(self, documents: list[CleanText]) -> None:
+        """Take documents in."""
+        for document in documents:
+            self._digests.append(document.digest)
+            if document.signature:
+                self._bands += document.signature.bands.tobytes()
+                self._minima += document.signature.minima
+
+    def save(self, folder: Path, shard: int) -> None:
+        """Write them beside the shard."""
+        bands = np.frombuffer(self._bands, np.uint64).reshape(-1, NUM_BANDS)
+        minima = np.frombuffer(self._minima, np.uint8).reshape(-1, NUM_HASHES)
+        np.savez(folder / f"fingerprints_{shard:05d}.npz", digests=self._digests, bands=bands, minima=minima)
+
+    @staticmethod
+    def load(folder: Path, shard: int) -> Iterator[CleanText]:
+        """Read them back, as documents without text."""
+        with np.load(folder / f"fingerprints_{shard:05d}.npz") as saved:
+            digests, bands, minima = saved["digests"].tolist(), saved["bands"], saved["minima"]
+        for number, digest in enumerate(digests):
+            signature = Signature(bands[number], minima[number].tobytes()) if len(bands) else None
+            yield CleanText("", digest=digest, signature=signature)
+
+
 def json_line(record: Record) -> bytes:
     """A record as a line of JSON; what JSON cannot hold, such as dates, as text."""
     line = json.dumps(record, ensure_ascii=False, default=str)
@@ -241,30 +271,6 @@ def json_line(record: Record) -> bytes:
         return f"{line}\n".encode()
     except UnicodeEncodeError:  # half of a surrogate pair, from broken JSON escapes
         return f"{json.dumps(record, default=str)}\n".encode()
-
-
-def _fingerprints_name(shard: int) -> str:
-    return f"fingerprints_{shard:05d}.npz"
-
-
-def _save_fingerprints(path: Path, documents: list[CleanText]) -> None:
-    signatures = [document.signature for document in documents if document.signature]
-    np.savez(
-        path,
-        digests=np.array([document.digest for document in documents], np.uint64),
-        bands=np.array([signature.bands for signature in signatures], np.uint64),
-        minima=np.frombuffer(b"".join(signature.minima for signature in signatures), np.uint8),
-    )
-
-
-def _load_fingerprints(path: Path) -> list[CleanText]:
-    with np.load(path) as saved:
-        digests, bands, minima = saved["digests"].tolist(), saved["bands"], saved["minima"]
-    signatures = [Signature(*pair) for pair in zip(bands, map(bytes, minima.reshape(len(bands), -1)), strict=True)]
-    return [
-        CleanText("", digest=digest, signature=signatures[number] if signatures else None)
-        for number, digest in enumerate(digests)
-    ]
 
 
 def _save_json(path: Path, content: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def test_a_dry_run_says_what_would_be_done(dump: Path, tmp_path: Path, capsys) -
         (["--min_characters", "100000"], "No document is left of 60: 60 too short"),
         (["--data", "CUT"], "the dump is cut off there"),
         (["--data", "HTML"], "is no MediaWiki dump"),
-        (["--output_dir", "INPUT"], "is what is read"),
+        (["--output_dir", "INPUT", "--overwrite"], "is what is read"),
         (["--output_dir", "OTHER", "--overwrite"], "holds something else than prepared tokens"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from fivefold.corpus.read import Corpus, open_corpus, texts
@@ -115,3 +116,21 @@ def test_a_file_that_disappears_meanwhile(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"a\.txt cannot be read"):
         list(corpus)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.json", "a.txt.bz2"])
+def test_how_far_reading_is(name: str, tmp_path: Path) -> None:
+    """From nothing to everything, never back; a file counts by what was read of it, compressed or not."""
+    for number in range(3):
+        records = [{"text": f"{number} {line} " * 20} for line in range(2000)]
+        lines = (json.dumps(record) if ".json" in name else record["text"] for record in records)
+        content = json.dumps(records) if name == "a.json" else "".join(f"{line}\n" for line in lines)
+        compression = {".gz": "gzip", ".bz2": "bz2"}.get(Path(name).suffix)
+        with pyarrow.output_stream(str(tmp_path / f"{number}{name}"), compression=compression) as stream:
+            stream.write(content.encode())
+    corpus = open_corpus(CorpusSettings(data=[str(tmp_path)]))
+    assert corpus.read_frac == 0
+    fractions = [corpus.read_frac for _ in corpus]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert len(set(fractions)) >= 3

@@ -11,6 +11,7 @@ from wiki_dump import Page, articles, with_others, write_dump
 
 import fivefold.corpus.documents as documents_module
 import fivefold.data.prepared_documents as module
+from fivefold.corpus.catalogue import CATALOGUE
 from fivefold.corpus.clean import to_simplified
 from fivefold.corpus.files import REPORT_NAME
 from fivefold.corpus.read import open_corpus
@@ -145,3 +146,20 @@ def test_other_fields_stay(tmp_path: Path) -> None:
 
 def test_lines_hold_what_json_and_utf8_cannot() -> None:
     assert json.loads(json_line({"text": "\ud800", "when": Path("a")})) == {"text": "\ud800", "when": "a"}
+
+
+def test_a_hub_corpus_goes_through_the_same_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue's Wikipedia, as a local folder that `datasets` opens like a Hub data set."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
+    records = [{"title": f"頁 {number}", "text": f"這是第{number % 30}頁。" * 20} for number in range(40)]
+    (tmp_path / "hub" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    local = replace(CATALOGUE["wikipedia_zh"], hub_id=str(tmp_path / "hub"), config=None)
+    monkeypatch.setitem(CATALOGUE, "wikipedia_zh", local)
+    report = prepare(CorpusSettings(data=["wikipedia_zh"]), tmp_path / "out")
+    assert report.left_out == {"equal to an earlier one": 10}
+    (first, *others) = open_corpus(CorpusSettings(data=[str(tmp_path / "out")]))
+    assert first == {"title": "頁 0", "text": "这是第0页。" * 20}
+    assert len(others) == 29
