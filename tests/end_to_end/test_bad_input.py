@@ -107,7 +107,7 @@ def test_commands_that_cannot_be(words, sentence, refusal, tmp_path, monkeypatch
         ({"validation_data": "nothing.txt"}, "'nothing.txt' is no file"),
         ({"vocab_size": 400}, "ids up to 499, but the model's vocabulary has 400 entries"),
         ({"model_config": "rows.json"}, "ids up to 499, but the model's vocabulary has 300 entries"),
-        ({"model_config": "smal"}, "neither a file nor a preset; the presets are t5_base_delta"),
+        ({"model_config": "smal"}, "neither a file nor a preset; the presets are modern_base"),
         ({"model_config": "empty.txt"}, "is not valid JSON"),
         ({"model_config": "broken/tokenizer.json"}, "is not valid JSON"),
         ({"input_length": 0}, "input_length is 0"),

@@ -263,7 +263,7 @@ def test_the_held_out_loss_is_the_mean_over_tokens_of_single_examples(model, pai
     trainer = trainer_of(model.train())
     for batch_size in (1, 5, 24):
         measured = trainer.evaluate(evaluation_batches(pairs, 24, batch_size))
-        assert measured.num_tokens == count
+        assert measured.num_terms == count
         assert measured.loss == pytest.approx(nll / count, rel=1e-12)
         assert model.training  # dropout was off for the measurement only
 

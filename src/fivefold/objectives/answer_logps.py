@@ -48,7 +48,7 @@ def answer_logps(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def visible_answers(segments_BS: Tensor, answers_BS: Tensor) -> Tensor:
-    """What each position of a decoder's row sees, [B, 1, S, S] bool: its pair's prompt and its own answer, up to itself.
+    """What each position of a decoder's row sees, [B, 1, S, S] bool: its pair's prompt, its own answer, up to itself.
 
     Args: as in the batch of `answer_logps`.
     """

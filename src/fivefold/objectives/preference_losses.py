@@ -1,6 +1,6 @@
 """Losses over pairs of a chosen and a rejected answer, as functions of the answers' log-probabilities.
 
-Every loss looks at one number a pair, the margin by which the chosen answer's reward exceeds the rejected one's, and they
+Every loss looks at one number a pair, the margin by which the chosen answer's reward exceeds the rejected one's; they
 differ in what a reward is and in how the margin is judged. Shapes: P pairs.
 """
 

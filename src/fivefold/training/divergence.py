@@ -45,7 +45,8 @@ def kl_per_token(
     """KL(policy || reference) in nats a token: the mean of log p - log p_ref over the policy's own samples.
 
     Samples are drawn from the whole distribution, at temperature 1, or the mean would be of something else; they follow
-    from the seed, the step and the prompt's number. Being a mean over samples, it may be a little below 0 while the two are alike.
+    from the seed, the step and the prompt's number. Being a mean over samples, it may be a little below 0 while the two
+    are alike.
 
     Args:
         policy: on this process's device, not wrapped, dropout off.
@@ -71,7 +72,7 @@ def kl_per_token(
 
 
 def _sampled(policy: Any, family: Family, sampling: Sampling, numbers: list[int], draw: int) -> list[NDArray[np.int32]]:
-    """Answers with their end marks, those to one prompt one behind the other; what is drawn follows from the numbers."""
+    """Answers with their end marks, those to one prompt in a row; what is drawn follows from the numbers."""
     ids, mask = _left_padded(sampling.prompts, sampling.pad_id)
     decoding = DecodingSettings(sampling.max_new_tokens, do_sample=True, seed=sampling.seed)
     answer_numbers = [

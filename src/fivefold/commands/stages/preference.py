@@ -106,6 +106,6 @@ def _check_reference(name: str, family: Family, tokenizer: PreTrainedTokenizerBa
         raise ConfigError(f"--reference_model {name} is no {family} as --model is, so it cannot read the same pairs.")
     if tokenizer_fingerprint(load_tokenizer(name)) != tokenizer_fingerprint(tokenizer):
         raise ConfigError(
-            f"{name}, which the model is compared with, has another tokenizer, so it cannot read the same tokens; leave "
+            f"{name}, which the model is compared with, has another tokenizer and cannot read the same tokens; leave "
             "--tokenizer out, or give a --reference_model with the same one."
         )

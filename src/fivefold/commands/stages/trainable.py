@@ -19,7 +19,7 @@ ADAPTER_SHARE = 0.2
 """An adapter starts at nothing and has far to go: 2e-4 for adamw, as in peft's examples."""
 
 PREFERENCE_SHARE = 0.05
-"""Of the rate of fine-tuning: pairs are told apart by few bits, and larger steps win them at the cost of the language."""
+"""Of the rate of fine-tuning: few bits tell pairs apart, and larger steps win them at the cost of the language."""
 
 
 def for_fine_tuning(
