@@ -1,20 +1,18 @@
 """Raw records to clean documents: read, filter in several processes, leave out duplicates, in a fixed order."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+from fivefold.corpus.batches import clean_batches
 from fivefold.corpus.clean import Cleaner, CleanText
 from fivefold.corpus.duplicates import NearDuplicates
 from fivefold.corpus.files import Record, file_kind
 from fivefold.corpus.hub import HubDataset
-from fivefold.corpus.parallel import in_order
 from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CleaningSettings, CorpusSettings
 
-# Small enough that workers share a short corpus, large enough that handing it over costs little.
-BATCH_CHARACTERS = 1 << 18
-BATCH_RECORDS = 1000
+Engine: TypeAlias = Literal["local", "ray"]
 
 
 class Documents(NamedTuple):
@@ -73,6 +71,7 @@ class DocumentReader:
         corpus: where the text comes from.
         cleaning: what to do to it.
         num_workers: processes that clean; 0 cleans in this one.
+        engine: local, or ray for a cluster.
         duplicates: what was met before, where that counts.
     """
 
@@ -82,20 +81,22 @@ class DocumentReader:
         cleaning: CleaningSettings,
         *,
         num_workers: int = 0,
+        engine: Engine = "local",
         duplicates: DuplicateFilter | None = None,
     ) -> None:
         self._corpus, self._text_field = open_corpus(corpus, keep_markup=True), corpus.text_field
         has_markup = any(not isinstance(part, HubDataset) and file_kind(part) == "wiki" for part in self._corpus.parts)
-        self._clean = Cleaner(cleaning)
+        self._clean, self._engine = Cleaner(cleaning), engine
         self._num_workers = num_workers if cleaning.is_active or has_markup else 0
         self._duplicates = duplicates or DuplicateFilter(cleaning)
         self._left_out = Counter[str]()
+        self._reader = self._corpus.state_dict()
 
     @property
     def left_out(self) -> Counter[str]:
         """What is no document or was left out so far, by reason."""
-        corpus = self._corpus.state_dict()
-        return self._left_out + Counter(corpus["left_out"]) + Counter({"broken lines": corpus["bad_lines"]})
+        counts = Counter(self._reader["left_out"]) + Counter({"broken lines": self._reader["bad_lines"]})
+        return self._left_out + counts
 
     def go_on(self, reader: dict[str, Any], left_out: dict[str, int]) -> None:
         """Begin behind documents that were given earlier; `duplicates` must know them.
@@ -107,36 +108,22 @@ class DocumentReader:
         self._left_out.update(left_out)
 
     def __iter__(self) -> Iterator[Documents]:
-        waiting: deque[tuple[list[Record], dict[str, Any]]] = deque()
+        if self._engine == "ray":
+            from fivefold.corpus.ray_engine import clean_batches_with_ray
 
-        def texts() -> Iterator[list[str]]:
-            for batch in self._batches():
-                waiting.append(batch)
-                yield [record[self._text_field] for record in batch[0]]
-
-        for before, after in in_order(texts(), self._clean, self._num_workers):
-            records, reader = waiting.popleft()
+            batches = clean_batches_with_ray(self._corpus, self._clean)
+        else:
+            batches = clean_batches(self._corpus, self._clean, self._num_workers)
+        for (records, reader), cleaned in batches:
             kept: list[Record] = []
             fingerprints: list[CleanText] = []
-            for record, document in zip(records, after, strict=True):
+            for record, document in zip(records, cleaned, strict=True):
                 if reason := self._duplicates.why_left_out(document):
                     self._left_out[reason] += 1
                 else:
                     kept.append(record | {self._text_field: document.text})
                     fingerprints.append(document)
-            bytes_read = sum(len(text.encode("utf-8", "surrogatepass")) for text in before)
-            yield Documents(
-                kept, fingerprints, reader, self._left_out.copy(), len(records), bytes_read, self._corpus.read_frac
-            )
-
-    def _batches(self) -> Iterator[tuple[list[Record], dict[str, Any]]]:
-        batch: list[Record] = []
-        characters = 0
-        for record in self._corpus:
-            batch.append(record)
-            characters += len(record[self._text_field])
-            if characters >= BATCH_CHARACTERS or len(batch) == BATCH_RECORDS:
-                yield batch, self._corpus.state_dict()
-                batch, characters = [], 0
-        # Also without records: pages that are no articles may have been counted since.
-        yield batch, self._corpus.state_dict()
+            self._reader = reader
+            bytes_read = sum(len(record[self._text_field].encode("utf-8", "surrogatepass")) for record in records)
+            read_frac = None if self._engine == "ray" else self._corpus.read_frac
+            yield Documents(kept, fingerprints, reader, self._left_out.copy(), len(records), bytes_read, read_frac)

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -109,9 +110,13 @@ class Corpus:
         self._begin(self._state(part=0, position=None))
 
     def __iter__(self) -> Iterator[Record]:
+        return chain.from_iterable(self.by_part())
+
+    def by_part(self) -> Iterator[Iterator[Record]]:
+        """As `iter()`, with the records of each file or data set by themselves, to be read to their end in turn."""
         saved, self._saved = self._saved, None
         start = self._begin(saved or self._state(part=0, position=None))
-        return self._read(start, is_whole=saved is None)
+        return self._read_parts(start, is_whole=saved is None)
 
     def _begin(self, start: dict[str, Any]) -> dict[str, Any]:
         self._start = start
@@ -120,25 +125,30 @@ class Corpus:
         self._left_out = Counter[str](start.get("left_out"))
         return start
 
-    def _read(self, start: dict[str, Any], *, is_whole: bool) -> Iterator[Record]:
+    def _read_parts(self, start: dict[str, Any], *, is_whole: bool) -> Iterator[Iterator[Record]]:
+        self._is_empty = is_whole
         position = start["position"]
-        is_empty = is_whole
         for index in range(start["part"], len(self.parts)):
-            reader = self._open(self.parts[index], position)
-            self._index, self._reader, position = index, reader, None
-            if self._convert is not None:
-                self._convert.begin(_name(self.parts[index]))
-            for record in reader:
-                try:
-                    self._check(record)
-                    record = record if self._convert is None else self._convert(record)
-                except BadRecord as error:
-                    self._bad_lines.report(reader.where, str(error))
-                    continue
-                is_empty = False
-                yield record
-        if is_empty:
+            yield self._read(index, position)
+            position = None
+        if self._is_empty:
             raise DataError(f"--data {' '.join(self.settings.data)} holds no record: expected text.")
+
+    def _read(self, index: int, position: Any) -> Iterator[Record]:
+        self._index, self._reader = index, self._open(self.parts[index], position)
+        if self._convert is not None:
+            self._convert.begin(_name(self.parts[index]))
+        for record in self._reader:
+            try:
+                self._check(record)
+                record = record if self._convert is None else self._convert(record)
+            except BadRecord as error:
+                self._bad_lines.report(self._reader.where, str(error))
+                continue
+            self._is_empty = False
+            yield record
+        # What a file holds behind its last record was counted by now, and must not be again.
+        self._start, self._reader = self._state(part=index + 1, position=None) | self._counts(), None
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind the record that was given last, in a form that JSON can hold."""
@@ -146,8 +156,10 @@ class Corpus:
             return self._saved
         if self._reader is None:
             return self._start
-        state = self._state(part=self._index, position=self._reader.position)
-        return state | {"bad_lines": self._bad_lines.count, "left_out": dict(self._left_out)}
+        return self._state(part=self._index, position=self._reader.position) | self._counts()
+
+    def _counts(self) -> dict[str, Any]:
+        return {"bad_lines": self._bad_lines.count, "left_out": dict(self._left_out)}
 
     def _state(self, **place: Any) -> dict[str, Any]:
         return {"corpus": self._digest, "bad_lines": 0, "left_out": {}, **place}
@@ -158,9 +170,9 @@ class Corpus:
         if not all(isinstance(part, Path) and file_kind(part) != "parquet" for part in self.parts):
             return None
         sizes = [part.stat().st_size for part in self.parts if isinstance(part, Path)]
-        if not isinstance(self._reader, FileReader):
-            return 0.0
-        return (sum(sizes[: self._index]) + self._reader.bytes_read) / sum(sizes)
+        if isinstance(self._reader, FileReader):
+            return (sum(sizes[: self._index]) + self._reader.bytes_read) / sum(sizes)
+        return sum(sizes[: self._start["part"]]) / sum(sizes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` go on behind the record at which the state was taken.

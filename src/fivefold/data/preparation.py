@@ -87,7 +87,9 @@ def prepare_tokens(
     duplicates = DuplicateFilter(cleaning)
 
     def tokenised(part: CorpusSettings) -> Iterator[tuple[str, NDArray]]:
-        reader = DocumentReader(part, cleaning, num_workers=settings.num_workers, duplicates=duplicates)
+        reader = DocumentReader(
+            part, cleaning, num_workers=settings.num_workers, engine=settings.engine, duplicates=duplicates
+        )
 
         def texts() -> Iterator[list[str]]:
             for documents in reader:

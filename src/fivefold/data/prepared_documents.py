@@ -143,7 +143,9 @@ def _write(
     show_progress: ShowProgress,
 ) -> DocumentReport:
     duplicates = DuplicateFilter(cleaning)
-    reader = DocumentReader(corpus, cleaning, num_workers=settings.num_workers, duplicates=duplicates)
+    reader = DocumentReader(
+        corpus, cleaning, num_workers=settings.num_workers, engine=settings.engine, duplicates=duplicates
+    )
     report = DocumentReport(corpus.data, wanted)
     if settings.resume:
         report = _go_on(folder, wanted, reader, duplicates)

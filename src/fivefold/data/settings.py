@@ -195,6 +195,8 @@ class PrepareSettings:
     """Share of the documents held out for validation, chosen by a hash of their text; 0 for none."""
     num_workers: int = 0
     """Processes that clean and tokenise; 0 does it in this one, where the tokenizer's own threads use every core."""
+    engine: Literal["local", "ray"] = "local"
+    """Where to clean: on this machine, or on a Ray cluster that sees the same files."""
     seed: int = 0
     """Seed of the documents' order."""
     shuffle_buffer_tokens: int = 16_777_216
@@ -216,6 +218,8 @@ class PrepareSettings:
         if self.tokenizer is None:
             unused = ("validation_data", "validation_split", "validation_frac", "seed", "shuffle_buffer_tokens")
             refuse_changed(self, (*unused, "tokens_per_shard"), "documents without --tokenizer")
+            if self.engine == "ray":
+                refuse_changed(self, ("num_workers",), "--engine ray, which takes every processor it has")
         elif self.resume:
             raise ConfigError(
                 "--resume goes on with clean documents, but --tokenizer was given; leave it out, and make tokens of "

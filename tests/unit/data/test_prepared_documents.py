@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from wiki_dump import Page, articles, with_others, write_dump
 
-import fivefold.corpus.documents as documents_module
+import fivefold.corpus.batches as batches_module
 import fivefold.data.prepared_documents as module
 from fivefold.corpus.catalogue import CATALOGUE
 from fivefold.corpus.clean import to_simplified
@@ -25,7 +25,7 @@ CLEANING = CleaningSettings(normalise="nfkc", simplified=True, min_characters=20
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_module, "BATCH_CHARACTERS", 3_000)
+    monkeypatch.setattr(batches_module, "BATCH_CHARACTERS", 3_000)
     monkeypatch.setattr(module, "SHARD_BYTES", 20_000)
 
 
