@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -47,10 +48,11 @@ def test_every_flag_is_documented_and_belongs_to_one_group(verb):
     for group in _groups(verb):
         source = Path(importlib.import_module(group.__module__).__file__)
         tree = ast.parse(source.read_text(encoding="utf-8"))
-        (body,) = [
-            node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == group.__name__
-        ]
+        bodies = {node.name: node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         for field in dataclasses.fields(group):
+            # A group may change defaults of another one in the same file, and says then what it has of its own.
+            home = next(kind for kind in group.__mro__ if field.name in inspect.get_annotations(kind))
+            body = bodies[home.__name__]
             (place,) = [
                 i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign) and node.target.id == field.name
             ]

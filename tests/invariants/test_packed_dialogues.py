@@ -115,6 +115,16 @@ def test_only_what_is_learned_goes_through_the_output_layer(name, is_packed, mon
     assert shapes == [(count,), batch["input_ids"].shape]
 
 
+def test_a_compiled_model_sees_batches_of_one_shape():
+    model, batch, shapes = _dense(), _batch(_examples()), []
+    _, expected = _measure(model, batch)
+    model.compile(backend="eager")
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: shapes.append(output.shape[:-1]))
+    _, compiled = _measure(model, batch)
+    torch.testing.assert_close(compiled, expected)
+    assert shapes[0] == batch["input_ids"].shape
+
+
 def test_the_loss_is_transformers():
     model = _dense()
     batch = _batch(_examples())

@@ -39,7 +39,8 @@ def run(settings: ChatSettings, decoding: ChatDecoding, *, dry_run: bool) -> Non
     print(f"{settings.model}: {model.num_parameters():,} parameters", file=sys.stderr)
     if not is_known:
         print(
-            f"It has no chat template, so it was hardly trained to chat; it is shown {answerer.chat_format.describe()}.",
+            "It has no chat template, so it was hardly trained to chat; it reads conversations as "
+            f"{answerer.chat_format.describe()}.",
             file=sys.stderr,
         )
     if not dry_run:

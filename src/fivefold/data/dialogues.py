@@ -1,8 +1,10 @@
 """Conversations to examples: what is read before each answer, and the answer, which alone is learned."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +21,13 @@ from fivefold.data.source import Source
 from fivefold.errors import ConfigError, DataError
 from fivefold.tokenizer.chat_format import ChatFormat, Ids, Message
 
+log = logging.getLogger("fivefold")
+
 Example = tuple[NDArray, NDArray]
 """Ids to read, and labels: a T5's answer, or as many as ids, -100 where nothing is learned."""
 
 _CONVERSATIONS_PER_BATCH = 1000
+_SECONDS_BETWEEN_MESSAGES = 10.0
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,13 @@ def _encoded(
 ) -> EncodedSource:
     examples: list[Example] = []
     remaining, count = iter(conversations), 0
+    began = told = monotonic()
     while batch := list(islice(remaining, _CONVERSATIONS_PER_BATCH)):
         examples += encode_dialogues(batch, data, chat)
         count += len(batch)
+        if monotonic() > told + _SECONDS_BETWEEN_MESSAGES:
+            told = monotonic()
+            log.info("read %s conversations, %s a second", f"{count:,}", f"{count / (told - began):,.0f}")
     if not examples:
         raise DataError("There are no conversations to train on: everything is held out, or the data are empty.")
     note = f"{len(examples):,} {'answers' if chat.family == 't5' else 'rows'} of {count:,} conversations, {chat.cuts}"

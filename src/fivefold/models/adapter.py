@@ -33,7 +33,10 @@ def base_model(name_or_path: str | Path) -> str | None:
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{file} names no base model; write its folder to base_model_name_or_path.")
     places = [Path(base).expanduser(), *(above / base for above in folder.resolve().parents)]
-    return next((str(place) for place in places if place.is_dir()), base)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is not None and found.resolve() == folder.resolve():
+        raise CheckpointError(f"{file} names its own folder as the base model; write the base's to it.")
+    return str(found or base)
 
 
 def with_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedModel":

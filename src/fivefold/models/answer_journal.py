@@ -61,7 +61,7 @@ class AnswerJournal:
         if lines and lines[0] != described:
             name = next(name for name in described if lines[0].get(name) != described[name])
             raise ConfigError(
-                f"{self.path} was begun with {name} {lines[0].get(name)}, which is {described[name]} now; give the same, "
-                "or delete it to begin anew."
+                f"{self.path} was begun with {name} {lines[0].get(name)}, which is {described[name]} now; give the "
+                "same, or delete it to begin anew."
             )
         return whole

@@ -168,6 +168,7 @@ class Answerer:
             stopping_criteria=[stop] if stop else None,
             streamer=streamer,
             max_new_tokens=decoding.max_new_tokens,
+            max_length=None,  # which some stored settings have, for other uses
             num_beams=decoding.num_beams,
             repetition_penalty=decoding.repetition_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
@@ -197,5 +198,5 @@ class _StopWhen(StoppingCriteria):
     def __init__(self, event: Event) -> None:
         self._event = event
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
         return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)

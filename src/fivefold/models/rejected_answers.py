@@ -27,8 +27,8 @@ class Filled:
     def __str__(self) -> str:
         total = self.kept + self.written + self.empty + self.similar
         return (
-            f"{total:,} prompts: {self.kept:,} had a rejected answer, {self.written:,} got one; dropped {self.similar:,} "
-            f"whose answers are too much like the chosen one and {self.empty:,} with empty ones"
+            f"{total:,} prompts: {self.kept:,} had a rejected answer, {self.written:,} got one; dropped "
+            f"{self.similar:,} whose answers are too much like the chosen one and {self.empty:,} with empty ones"
         )
 
 

@@ -49,7 +49,9 @@ class CausalObjective:
         # Where several examples share a row, transformers tells them apart by positions that begin anew.
         arguments = {"position_ids": positions_within(batch["segments"])} if "segments" in batch else {}
         is_learned = labels != IGNORE_INDEX
-        is_sparse = int(is_learned.sum()) < _SPARSE * labels.numel()
+        # A compiled model would be compiled anew for every number of positions, and given up after a few.
+        is_compiled = getattr(bare, "_compiled_call_impl", None) is not None
+        is_sparse = not is_compiled and int(is_learned.sum()) < _SPARSE * labels.numel()
         with output_only_at(bare.get_output_embeddings(), is_learned) if is_sparse else nullcontext():
             logits = model(input_ids=batch["input_ids"], use_cache=False, **arguments).logits
         if is_sparse:

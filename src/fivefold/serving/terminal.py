@@ -1,6 +1,7 @@
 """A chat in the terminal, or with lines that come from a file or a pipe."""
 
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -128,13 +129,16 @@ def _answer(chat: Chat, text: str, is_terminal: bool) -> None:
     except UnicodeEncodeError:
         _say("That holds half a character, which no tokenizer reads; write it again.")
         return
-    turns = chat.answerer.chat_format.cuts.turns
-    cut_prompts = chat.answerer.chat_format.cuts.prompts
-    pieces = chat.ask(text)
+    cuts = chat.answerer.chat_format.cuts
+    before = replace(cuts)
+    pieces, is_silent = chat.ask(text), True
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(_shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+            is_silent = False
         print(flush=True)
+        if is_silent:
+            _say("(the model said nothing, and does not remember the question)")
     except KeyboardInterrupt:
         if not is_terminal:
             raise
@@ -146,11 +150,15 @@ def _answer(chat: Chat, text: str, is_terminal: bool) -> None:
         _say(str(error))
     finally:
         pieces.close()  # type: ignore[attr-defined]
-    cuts = chat.answerer.chat_format.cuts
-    if cuts.turns > turns:
+    if cuts.turns > before.turns:
         _say("(the oldest turns no longer fit and were not read; /reset begins anew)")
-    elif cuts.prompts > cut_prompts:
+    elif cuts.prompts > before.prompts:
         _say("(the message is too long; its end was not read)")
+
+
+def _shown(text: str) -> str:
+    """A text without the characters by which it could command the terminal instead of standing in it."""
+    return "".join(character for character in text if character in "\n\t" or unicodedata.category(character) != "Cc")
 
 
 def _obey(chat: Chat, words: list[str]) -> None:

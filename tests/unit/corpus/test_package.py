@@ -64,7 +64,7 @@ def test_real_corpora(entry: PackageCorpus, corpus_cache: Path, monkeypatch: pyt
     )
     first = list(open_corpus(settings, fields))
     assert f"{len(first):,} " in entry.size
-    assert len({record[fields[0]] for record in first}) == len(first)
+    assert len({str(record.get("prompt", record[fields[0]])) for record in first}) == len(first)
     assert [path.name for path in corpus_cache.iterdir() if path.name.startswith(".")] == []
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("the cache was not used"))
     assert list(open_corpus(settings, fields)) == first

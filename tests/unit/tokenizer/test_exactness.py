@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fivefold.corpus.catalogue import ENTRIES, PackageCorpus
-from fivefold.corpus.read import open_corpus, texts
+from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.tokenizer.encode import CorpusEncoder
 from fivefold.tokenizer.settings import TokenizerSettings
@@ -56,10 +56,11 @@ def test_the_tokenizer_itself_is_exact_too(tokenizer: Any) -> None:
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
 def test_every_line_of_the_catalogue_corpora(algorithm: str, corpus_cache: Path) -> None:
     names = [entry.name for entry in ENTRIES if isinstance(entry, PackageCorpus)]
-    pairs = [name for name in names if name.endswith("instructions")]
-    documents = list(texts(open_corpus(CorpusSettings(data=[name for name in names if name not in pairs]))))
-    fields = ("prompt", "response")
-    documents += [record[field] for record in open_corpus(CorpusSettings(data=pairs), fields) for field in fields]
+    fields = {"instructions": ("prompt", "response"), "preferences": ("chosen", "rejected")}
+    documents = []
+    for name in names:
+        parts = fields.get(name.partition("_")[2], ("text",))
+        documents += [record[part] for record in open_corpus(CorpusSettings(data=[name]), parts) for part in parts]
     documents += dict.fromkeys(line for document in documents for line in document.split("\n") if "\n" in document)
     # A small sample for the slower algorithm: exactness must not depend on what was learned.
     sample_characters = 1_000_000 if algorithm == "bpe" else 100_000
