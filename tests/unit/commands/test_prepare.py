@@ -131,7 +131,7 @@ def test_what_cannot_work_ends_with_one_sentence(tmp_path, text_file, tokenizer_
         ({"validation_data": blank}, "There is no text for validation"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"tokens_per_shard": 0}, "tokens_per_shard is 0"),
-        ({"output_dir": text_file}, "is what is read"),
+        ({"output_dir": text_file}, "is a file"),
         ({"output_dir": full}, "is not empty"),
         ({"output_dir": full, "overwrite": True}, "something else than prepared tokens"),
     ):
