@@ -45,6 +45,7 @@ ALIASES: dict[str, str] = {
     "activation_checkpointing": "gradient_checkpointing",
     "torch_compile": "compile",
     "max_length": "input_length",
+    "normalize": "normalise",
     "model_name_or_path": "model",
     "model_path": "model",
 }
