@@ -50,6 +50,7 @@ ALIASES: dict[str, str] = {
     "max_prompt_length": "input_length",
     "max_target_length": "target_length",
     "max_completion_length": "target_length",
+    "normalize": "normalise",
     "model_name_or_path": "model",
     "model_path": "model",
 }

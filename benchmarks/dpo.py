@@ -1,6 +1,6 @@
 """What does a DPO step cost: fivefold's against the straightforward one of four passes, on real preferences.
 
-python benchmarks/sft_dpo.py [--corpora zh_preferences en_preferences] [--dtypes bfloat16] [--size small] [--pairs 8]
+python benchmarks/dpo.py [--corpora zh_preferences en_preferences] [--dtypes bfloat16] [--size small] [--pairs 8]
     [--steps 6] [--rounds 3] [--threads 2] [--output FILE]
 
 A step learns from the same pairs in every variant, with the same weights, dtype and optimizer, and no dropout:
