@@ -44,7 +44,8 @@ def test_variants_worked_by_hand(content: str, text: str) -> None:
 
 HOSTILE = """
 {{ }} [[ ]] [[a| [[a: [[a]] {{a}} {{lang| {{lang|a= {|NEWLINE NEWLINE|} -{ -{zh-cn: -{a; -{a}- <ref> <ref><math> <!--
-<nowiki> <table> <a SPACE ( (,) （， ，） , SPACE, . '' & = =a SPACE= NEWLINE= NEWLINE==SPACEa [http: [http://aSPACE |a NEWLINE
+<table> <a SPACE ( (,) （， ，） , SPACE, . '' & = =a SPACE= NEWLINE= NEWLINE==SPACEa [http: [http://aSPACE |a NEWLINE
+<nowiki>
 """
 
 
