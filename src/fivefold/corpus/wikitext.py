@@ -20,7 +20,8 @@ _NO_PROSE += (
     "|mapframe|maplink|hiero|references|inputbox|categorytree|dynamicpagelist|rp|rt|style|section|indicator|pre"
 )
 WHOLE_TAG = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(nowiki)\s*/>|<nowiki\s*>(?P<literal>.*?)</nowiki\s*>"
+    r"<!--.*?(?:-->|\Z)|<(nowiki)\s*/>"
+    r"|<nowiki\s*>(?P<literal>[^<]*+(?:<(?!/?nowiki\b)[^<]*+)*+)</nowiki\s*>"
     rf"|<(?P<name>{_NO_PROSE})\b[^<>]*/>"
     rf"|<(?P<opened>{_NO_PROSE})\b[^<>]*>[^<]*+(?:<(?!/?(?P=opened)\b)[^<]*+)*+</(?P=opened)\s*>"
     r"|<ref\b[^<>]*>[^\n]*",

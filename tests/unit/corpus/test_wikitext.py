@@ -45,6 +45,7 @@ def test_variants_worked_by_hand(content: str, text: str) -> None:
 HOSTILE = """
 {{ }} [[ ]] [[a| [[a: [[a]] {{a}} {{lang| {{lang|a= {|NEWLINE NEWLINE|} -{ -{zh-cn: -{a; -{a}- <ref> <ref><math> <!--
 <table> <a SPACE ( (,) （， ，） , SPACE, . '' & = =a SPACE= NEWLINE= NEWLINE==SPACEa [http: [http://aSPACE |a NEWLINE
+<nowiki>
 """
 
 
