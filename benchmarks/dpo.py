@@ -22,15 +22,13 @@ import json
 import pickle
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from machine import measured_on
+from machine import in_own_process, measured_on
 from t5_training import build
 
 if TYPE_CHECKING:
@@ -213,7 +211,9 @@ def section(name: str, arguments: argparse.Namespace, folder: Path) -> list[str]
         results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
         for _ in range(arguments.rounds):
             for variant in VARIANTS:
-                results[variant].append(measured(variant, dtype, file, arguments))
+                words = ["--measure", variant, dtype, file, "--size", arguments.size, "--threads", arguments.threads]
+                words += ["--pairs", arguments.pairs, "--steps", arguments.steps]
+                results[variant].append(in_own_process(__file__, *words))
         speeds = {variant: [run["tokens"] / run["seconds"] for run in runs] for variant, runs in results.items()}
         medians = {variant: statistics.median(values) for variant, values in speeds.items()}
         memory = {variant: statistics.median(run["memory"] for run in runs) for variant, runs in results.items()}
@@ -241,15 +241,6 @@ def section(name: str, arguments: argparse.Namespace, folder: Path) -> list[str]
             f"steps takes {epoch:.0f} s. Precomputation included, packed is {', '.join(amortised)} epochs.",
         ]
     return lines
-
-
-def measured(variant: str, dtype: str, file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    words = ["--measure", variant, dtype, str(file), "--size", arguments.size, "--threads", str(arguments.threads)]
-    words += ["--pairs", str(arguments.pairs), "--steps", str(arguments.steps)]
-    command = [sys.executable, __file__, *words]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:

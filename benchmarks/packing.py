@@ -15,15 +15,13 @@ import argparse
 import json
 import pickle
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import measured_on
+from machine import in_own_process, measured_on
 from t5_training import build
 
 ROW, FIXED, ROWS_AT_ONCE, EXAMPLES_AT_ONCE = 512, 256, 8, 16
@@ -152,14 +150,8 @@ def section(name: str, arguments: argparse.Namespace, folder: Path) -> list[str]
         results: dict[str, list[dict]] = {}
         for _ in range(arguments.rounds):
             for variant in VARIANTS:
-                words = ["--measure", variant, dtype, str(folder), "--size", arguments.size]
-                done = subprocess.run(
-                    [sys.executable, __file__, *words, "--threads", str(arguments.threads)],
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                )
-                results.setdefault(variant, []).append(json.loads(done.stdout.splitlines()[-1]))
+                words = ["--measure", variant, dtype, folder, "--size", arguments.size, "--threads", arguments.threads]
+                results.setdefault(variant, []).append(in_own_process(__file__, *words))
         speeds = {variant: [run["tokens_per_second"] for run in runs] for variant, runs in results.items()}
         medians = {variant: statistics.median(measured) for variant, measured in speeds.items()}
         for variant, (library, rows) in VARIANTS.items():

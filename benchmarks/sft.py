@@ -16,8 +16,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from machine import measured_on
+from machine import in_own_process, measured_on
 from t5_training import build
 
 VOCAB_SIZE, LORA_RANK = 8192, 8
@@ -242,14 +240,8 @@ def section(family: str, arguments: argparse.Namespace, folder: Path) -> list[st
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in what.variants}
     for _ in range(arguments.rounds):
         for variant in what.variants:
-            words = [family, variant, str(folder), "--steps", str(arguments.steps), "--threads", str(arguments.threads)]
-            done = subprocess.run(
-                [sys.executable, __file__, "--measure", *words],
-                check=True,
-                stdout=subprocess.PIPE,
-                stderr=None if arguments.verbose else subprocess.DEVNULL,
-            )
-            results[variant].append(json.loads(done.stdout.splitlines()[-1]))
+            words = ["--measure", family, variant, folder, "--steps", arguments.steps, "--threads", arguments.threads]
+            results[variant].append(in_own_process(__file__, *words))
     speeds = {name: [run["tokens_per_second"] for run in runs] for name, runs in results.items()}
     memory = {name: statistics.median(run["bytes"] for run in runs) for name, runs in results.items()}
     ours = statistics.median(speeds[what.variants[0]])
@@ -276,7 +268,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--verbose", action="store_true", help="let the measuring processes speak")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:

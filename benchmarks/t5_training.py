@@ -11,13 +11,11 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from machine import measured_on
+from machine import in_own_process, measured_on
 
 if TYPE_CHECKING:
     from fivefold import T5Config
@@ -90,11 +88,8 @@ def table(size: str, steps: int, rounds: int, threads: int) -> str:
     for dtype in ("float32", "bfloat16"):
         for _ in range(rounds):
             for library in ("transformers", "fivefold"):
-                words = ["--measure", library, dtype, "--size", size, "--steps", str(steps), "--threads", str(threads)]
-                done = subprocess.run(
-                    [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
-                results.setdefault((dtype, library), []).append(json.loads(done.stdout.splitlines()[-1]))
+                words = ["--measure", library, dtype, "--size", size, "--steps", steps, "--threads", threads]
+                results.setdefault((dtype, library), []).append(in_own_process(__file__, *words))
     (parameters,) = {run["parameters"] for runs in results.values() for run in runs}  # the same model on both sides
     lines = [
         f"T5 v1.1 {size}, {parameters:,} parameters, {BATCH} x {SOURCE}/{TARGET} tokens a step, {threads} threads; "

@@ -127,6 +127,15 @@ def test_what_newcomers_are_told_to_type_is_understood(page, tmp_path, monkeypat
         exec(compile(block, page.name, "exec"), {})
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda path: path.stem)
+def test_commands_of_the_pages_on_methods_are_understood(page):
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        if words := shlex.split(line.partition("fivefold ")[2]):
+            module = importlib.import_module(f"fivefold.commands.{words[0]}")
+            parse(words[0], module.run, words[1:], getattr(module, "POSITIONAL", None))
+
+
 def _flags(text):
     return re.findall(r"--([a-z]\w+)", text)
 

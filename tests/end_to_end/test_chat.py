@@ -189,6 +189,7 @@ REJECTED = ["rejected", "--model", "T5", "--data", "x.jsonl", "--output_file"]
         ([*REJECTED, "y", "--max_similarity", "2"], "from 0 to 1"),
         ([*REJECTED, "y", "--no_do_sample", "--num_candidates", "2"], "--num_candidates changes nothing"),
         ([*REJECTED, "y", "--num_beams", "2"], "add --no_do_sample"),
+        ([*REJECTED, "y", "--text_field", "question"], "--text_field would change nothing with conversations"),
         ([*REJECTED, "y", "--max_new_tokens", "7"], "No pair is left"),  # see below
     ],
 )

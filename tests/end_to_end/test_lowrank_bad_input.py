@@ -62,7 +62,7 @@ def here(small_run, thin_run, tmp_path, monkeypatch) -> Path:
         ({"loro_attn_rank": 0.5}, "--loro_attn_rank got '0.5'; it takes a whole number"),
         ({"loro_rank": 8}, "There is no flag --loro_rank; did you mean"),
         ({"loro_scope": "attention"}, "it takes one of all, attn, mlp"),
-        ({"loro_scope": None}, "--loro_attn_rank would change nothing without --loro_scope"),
+        ({"loro_scope": None}, "--loro_attn_rank and --loro_mlp_rank would change nothing without --loro_scope"),
         ({"loro_scope": "mlp", "loro_mlp_dense": True}, "which --loro_mlp_dense keeps; drop one"),
         ({"loro_init": "xaiver"}, "loro_init is 'xaiver', but it must be one of xavier, "),
         ({"loro_init": "randn"}, "such as randn_0.02"),

@@ -217,6 +217,7 @@ BAD = {
     "no_data": ({"data": None}, "--data is missing: name conversations"),
     "no_tokenizer": ({"model": None}, "--tokenizer is missing: a fresh model brings none"),
     "text": ({"data": "zh_reviews"}, "the fields 'text', 'label' are no conversation; known are messages"),
+    "text_unit": ({"text_unit": "file"}, "--text_unit would change nothing with conversations"),
     "freeze": ({"freeze": "encodr"}, "--freeze encodr matches no parameter; did you mean encoder"),
     "freeze_and_adapter": (
         {"freeze": "embeddings", "adapter": "x.json"},

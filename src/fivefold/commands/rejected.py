@@ -66,11 +66,13 @@ def run(settings: RejectedSettings, corpus: CorpusSettings, decoding: RejectedDe
     _check_place(target, partial, settings.resume)
 
     from fivefold.data.preferences import read_preferences
+    from fivefold.data.record_shapes import check_record_settings
     from fivefold.models.answer_journal import AnswerJournal
     from fivefold.models.answers import Answerer
     from fivefold.models.rejected_answers import fill_rejected
     from fivefold.serving.open_model import open_model
 
+    check_record_settings(corpus)
     model, tokenizer = open_model(settings.model)
     answerer = Answerer(model, tokenizer, settings.input_length)
     answerer.room(decoding.max_new_tokens)

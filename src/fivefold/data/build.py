@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
+from fivefold.choices import refuse_changed
 from fivefold.corpus.read import open_corpus
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.corruption import SpanCorruption, build_corruption, padding_id, special_id
@@ -109,12 +110,12 @@ def check_data(corpus: CorpusSettings, data: DataSettings, objective: ObjectiveS
     if objective.objective == "seq2seq":
         if folder:
             raise ConfigError(f"{name} needs prompts and responses, but {folder} holds prepared text.")
-        _refuse_unused(data, ("append_eos_to_documents", "shuffle_documents"), name)
+        refuse_changed(data, ("append_eos_to_documents", "shuffle_documents"), f"with {name}")
         return
-    _refuse_unused(data, ("prompt_field", "response_field"), name)
+    refuse_changed(data, ("prompt_field", "response_field"), f"with {name}")
     if folder:
         unused = ("validation_frac", "shuffle_documents", *(() if data.validation_data else ("validation_documents",)))
-        _refuse_unused(data, unused, f"{folder}, which is prepared")
+        refuse_changed(data, unused, f"with {folder}, which is prepared")
     if not data.packing:
         return
     if objective.objective == "causal":
@@ -150,13 +151,6 @@ def prepared_folder(corpus: CorpusSettings) -> Path | None:
 
 def _is_prepared(folder: Path) -> bool:
     return (folder / TRAIN / INDEX_NAME).is_file()
-
-
-def _refuse_unused(data: DataSettings, names: Iterable[str], what: str) -> None:
-    defaults = DataSettings()
-    changed = [name for name in names if getattr(data, name) != getattr(defaults, name)]
-    if changed:
-        raise ConfigError(f"{' and '.join(changed)} would change nothing with {what}; leave it out.")
 
 
 def _text_sources(

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fivefold.choices import refuse_changed
 from fivefold.corpus.bad_lines import BadRecord
 from fivefold.corpus.files import Record
+from fivefold.corpus.settings import CorpusSettings
 
 log = logging.getLogger("fivefold")
 
@@ -26,6 +28,15 @@ class Shape:
     Raises:
         BadRecord: nothing that can be used.
     """
+
+
+def check_record_settings(settings: CorpusSettings) -> None:
+    """Refuse what names the parts of plain text, where records tell by their fields what they are.
+
+    Raises:
+        ConfigError: one of these settings was changed.
+    """
+    refuse_changed(settings, ("text_field", "text_unit"), "with conversations, which are told by their fields")
 
 
 class ShapeReader:

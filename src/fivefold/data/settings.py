@@ -1,9 +1,9 @@
 """What a user can say about tokens, objectives and batches."""
 
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from fivefold.choices import refuse_changed
 from fivefold.errors import ConfigError
 
 MAX_LENGTH = 65_536
@@ -217,9 +217,9 @@ class PrepareSettings:
         _check_at_least(self, "tokens_per_shard", 1)
         if self.tokenizer is None:
             unused = ("validation_data", "validation_split", "validation_frac", "seed", "shuffle_buffer_tokens")
-            refuse_changed(self, (*unused, "tokens_per_shard"), "documents without --tokenizer")
+            refuse_changed(self, (*unused, "tokens_per_shard"), "with documents without --tokenizer")
             if self.engine == "ray":
-                refuse_changed(self, ("num_workers",), "--engine ray, which takes every processor it has")
+                refuse_changed(self, ("num_workers",), "with --engine ray, which takes every processor it has")
         elif self.resume:
             raise ConfigError(
                 "--resume goes on with clean documents, but --tokenizer was given; leave it out, and make tokens of "
@@ -227,24 +227,6 @@ class PrepareSettings:
             )
         if self.resume and self.overwrite:
             raise ConfigError("--resume goes on with what is there and --overwrite replaces it; give one of them.")
-
-
-def refuse_changed(settings: Any, names: Iterable[str], what: str) -> None:
-    """Refuse settings that are not as they are by default.
-
-    Args:
-        settings: a dataclass.
-        names: its fields that have no use here.
-        what: where they have none, for the message.
-
-    Raises:
-        ConfigError: one of them was changed.
-    """
-    defaults = {
-        one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(settings)
-    }
-    if changed := [name for name in names if getattr(settings, name) != defaults[name]]:
-        raise ConfigError(f"{' and '.join(changed)} would change nothing with {what}; leave it out.")
 
 
 def _check_frac(validation_frac: float) -> None:

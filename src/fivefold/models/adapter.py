@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fivefold.errors import CheckpointError, ConfigError, ModelError
+from fivefold.errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,13 +44,10 @@ def with_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedMod
 
     Raises:
         CheckpointError: the adapter cannot be read, or does not fit the model.
-        ConfigError: peft is not installed.
         ModelError: an adapter of a kind that cannot be added to weights.
     """
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ConfigError(f"{folder} is an adapter, which peft opens: pip install peft.") from None
+    from peft import PeftModel
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # what peft still asks of transformers

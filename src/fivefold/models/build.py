@@ -1,7 +1,6 @@
 """Settings to a model of any family, dense or low rank."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from fivefold.choices import refuse_changed
 from fivefold.errors import ConfigError
 from fivefold.llama import config as llama
 from fivefold.lowrank.change_rank import change_rank
@@ -166,7 +166,7 @@ def _factor(model: PreTrainedModel, low_rank: LowRankSettings, seed: int, defaul
     scope = low_rank.loro_scope
     if scope is None:
         others = (field.name for field in fields(low_rank) if field.name != "loro_scope")
-        _refuse_unused(low_rank, others, "without --loro_scope")
+        refuse_changed(low_rank, others, "without --loro_scope")
         return None
     if low_rank.loro_mlp_dense:
         if scope == "mlp":
@@ -197,17 +197,10 @@ def _change_rank(
     model: PreTrainedModel, low_rank: LowRankSettings, scope: Scope, seed: int, kinds: set[Kind | None]
 ) -> Report:
     unused = ("loro_init", "loro_attn_targets", "loro_mlp_targets")
-    _refuse_unused(low_rank, unused, "in a model that is low rank already")
+    refuse_changed(low_rank, unused, "in a model that is low rank already")
     if scope != "all" and kinds != {scope}:
         raise ConfigError(
             f"--loro_scope {scope} leaves out layers that the model has at low rank; give all, and those ranks "
             "that are to change."
         )
     return change_rank(model, attn_rank=low_rank.loro_attn_rank, mlp_rank=low_rank.loro_mlp_rank, seed=seed)
-
-
-def _refuse_unused(low_rank: LowRankSettings, names: Iterable[str], where: str) -> None:
-    defaults = LowRankSettings()
-    for name in names:
-        if getattr(low_rank, name) != getattr(defaults, name):
-            raise ConfigError(f"--{name} would change nothing {where}; leave it out.")

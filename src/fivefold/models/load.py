@@ -22,7 +22,6 @@ def load_model(name_or_path: str) -> PreTrainedModel:
 
     Raises:
         CheckpointError: no model there, unreadable, or weights that do not fit its configuration.
-        ConfigError: an adapter, and peft is not installed.
         ModelError: neither a T5 nor a decoder, or an adapter that cannot be added to weights.
     """
     if (base := base_model(name_or_path)) is not None:

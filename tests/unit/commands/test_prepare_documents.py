@@ -82,7 +82,7 @@ def test_a_dry_run_says_what_would_be_done(dump: Path, tmp_path: Path, capsys) -
     ("flags", "sentence"),
     [
         (["--validation_frac", "0.1"], "validation_frac would change nothing with documents without --tokenizer"),
-        (["--seed", "1", "--tokens_per_shard", "5"], "seed and tokens_per_shard would change nothing"),
+        (["--seed", "1", "--tokens_per_shard", "5"], "--seed and --tokens_per_shard would change nothing"),
         (["--tokenizer", "t", "--resume"], "--resume goes on with clean documents"),
         (["--resume"], "No interrupted run left documents"),
         (["--resume", "--overwrite"], "give one of them"),

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.corpus.sources import HUB_ID, check_sources
 from fivefold.data.build import open_tokenizer, prepared_folder
+from fivefold.data.record_shapes import check_record_settings
 from fivefold.data.settings import DataSettings, DialogueSettings
 from fivefold.errors import ConfigError, DataError
 from fivefold.models.settings import ModelSettings
@@ -43,6 +44,7 @@ def chat_format_unless_on_hub(
     """
     if not corpus.data:
         raise ConfigError("--data is missing: name conversations, such as zh_instructions or a file of your own.")
+    check_record_settings(corpus)
     if (folder := prepared_folder(corpus)) is not None:
         raise ConfigError(f"--data names {folder}, which holds prepared text; give conversations.")
     name = data.tokenizer or model.model
