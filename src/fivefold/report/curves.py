@@ -18,6 +18,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 # For runs with Chinese, Japanese or Korean names, where one of these is installed.
 _CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei")
 
+# Losses that differ by more than this factor go on a logarithmic axis: those of SFT start at 10 and matter below 0.1.
+_WIDE = 20
+
 
 class Picture(NamedTuple):
     """A drawn chart."""
@@ -107,8 +110,13 @@ def _plot_loss(axes: "Axes", runs: list[RunLog], chart: Chart) -> None:
     axes.set_ylabel("loss (nats a pair)" if any(is_preference(run) for run in runs) else "loss (nats a token)")
     if seen:
         # The raw losses of single batches may leave the frame: it belongs to the averages and the held-out points.
-        margin = 0.06 * (max(seen) - min(seen)) or 0.1
-        axes.set_ylim(min(seen) - margin, max(seen) + margin)
+        low, high = min(seen), max(seen)
+        if high > _WIDE * low > 0:
+            axes.set_yscale("log")
+            axes.set_ylim(low / 1.2, high * 1.2)
+        else:
+            margin = 0.06 * (high - low) or 0.1
+            axes.set_ylim(low - margin, high + margin)
         axes.legend(frameon=False)
 
 
@@ -155,6 +163,7 @@ def _new_figure(width: float, height: float, columns: int) -> "tuple[Figure, lis
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel("step", color="#444444")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, frames
 

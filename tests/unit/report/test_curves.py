@@ -3,6 +3,7 @@ import struct
 import pytest
 
 from fivefold.errors import DataError
+from fivefold.report import curves
 from fivefold.report.curves import draw_curves, smooth
 from fivefold.report.run_log import read_log
 
@@ -78,6 +79,22 @@ def test_side_by_side_only_stages_with_numbers_have_a_frame(tmp_path, write_run)
     assert apart["loss.png"][0][0] > together["loss.png"][0][0]
     assert apart["learning_rate.png"] == ((3 * together["learning_rate.png"][0][0], 405), True)
     assert apart["reward_margin.png"] == together["reward_margin.png"]  # one frame
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, "linear"), (0.01, "log")])
+def test_losses_far_apart_go_on_a_logarithmic_axis(tmp_path, write_run, monkeypatch, factor, scale):
+    figures = []
+    monkeypatch.setattr(curves, "_save", lambda figure, path: figures.append(figure) or path)
+    run = read_log(write_run(tmp_path / "run", steps=3))
+    for line in run.train + run.evaluations[1:]:
+        line["loss" if "loss" in line else "eval_loss"] *= factor
+    draw_curves([run], tmp_path)
+    (axes,) = figures[0].axes
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    assert low < min(2.5 * factor, run.train[-1]["loss"])
+    assert high > 9.0
+    assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 def test_smoothing_keeps_straight_lines_and_averages_noise():

@@ -1,0 +1,66 @@
+"""The demo's steps in their order, each cut to a few steps of training."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fivefold.corpus.read import open_corpus
+from fivefold.corpus.settings import CorpusSettings
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+SHORTER = {
+    "--num_training_steps 400 --eval_every 50": "--num_training_steps 4 --eval_every 2",
+    "--epochs 2.0": "--num_training_steps 4",
+    "--epochs 5.5": "--num_training_steps 4",
+    "--epochs 2": "--num_training_steps 4",
+}
+
+
+@pytest.fixture
+def demo(corpus_cache, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    whole = demo.run
+
+    def shorter(command, typed=None):
+        for long, short in SHORTER.items():
+            command = command.replace(long, short)
+        return whole(command, typed)
+
+    monkeypatch.setattr(demo, "run", shorter)
+    monkeypatch.setattr(demo, "NUM_TAUGHT", 300)
+    monkeypatch.setattr(demo, "NUM_COMPARED", 100)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output_dir", str(tmp_path / "demo")])
+    return demo
+
+
+def texts(file: Path, field: str) -> list[str]:
+    return [json.loads(line)[field] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_no_held_out_review_is_in_what_any_step_reads(demo, tmp_path):
+    held_out = {review.text for review in demo.split_reviews(tmp_path / "demo", seed=3)}
+    everything = {record["text"] for record in open_corpus(CorpusSettings(["zh_reviews"]))}
+    assert 1000 < len(held_out) < len(everything) / 10
+    raw = texts(tmp_path / "demo" / "reviews.jsonl", "text")
+    taught = texts(tmp_path / "demo" / "taught.jsonl", "prompt")
+    compared = texts(tmp_path / "demo" / "compared.jsonl", "prompt")
+    assert {*raw} == everything - held_out
+    asked = [question.removeprefix(demo.QUESTION) for question in taught + compared]
+    assert len({*asked}) == len(asked) == 400
+    assert {*asked} <= {*raw}
+
+
+@pytest.mark.slow
+def test_it_runs_from_reviews_to_chat(demo, tmp_path, capfd):
+    demo.main()
+    printed = capfd.readouterr().out
+    assert "Right answers to 1,462 held-out reviews" in printed
+    shares = [line.split() for line in printed.splitlines() if line.endswith(" s") and "%" in line]
+    assert len(shares) == 3
+    assert printed.count("好评还是差评？") == 0  # what is typed into the chat is not printed by it
+    assert (tmp_path / "demo" / "dpo" / "report.html").is_file()
