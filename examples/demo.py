@@ -67,7 +67,7 @@ class Review(NamedTuple):
 
 def run(command: str, typed: str | None = None) -> float:
     """Print a command, run it with this Python and perhaps type something into it; its seconds."""
-    print(f"\n$ {command}", flush=True)
+    print(f"\n$ {command}", *(f"> {line}" for line in (typed or "").splitlines()), sep="\n", flush=True)
     words = shlex.split(command)
     assert words[0] == "fivefold"
     begin = time.monotonic()

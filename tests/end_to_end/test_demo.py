@@ -62,5 +62,5 @@ def test_it_runs_from_reviews_to_chat(demo, tmp_path, capfd):
     assert "Right answers to 1,462 held-out reviews" in printed
     shares = [line.split() for line in printed.splitlines() if line.endswith(" s") and "%" in line]
     assert len(shares) == 3
-    assert printed.count("好评还是差评？") == 0  # what is typed into the chat is not printed by it
+    assert printed.count(f"> {demo.QUESTION}") == len(demo.SAID)
     assert (tmp_path / "demo" / "dpo" / "report.html").is_file()

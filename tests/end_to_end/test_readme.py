@@ -28,15 +28,7 @@ def test_make_knows_its_targets():
     subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.slow
-def test_every_command_runs(corpus_cache, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    pairs = [{"prompt": f"第{n}个问题是什么？", "response": f"是{n}。"} for n in range(200)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs))
-    write_dump(tmp_path / "wiki.xml.bz2", with_others(articles(60)))
-    commands = [command for command in _commands() if not command.startswith("make ")]
-    assert len(commands) >= 8
+def _run(commands: list[str]) -> None:
     for command in commands:
         words = shlex.split(command)
         words = [SHORTER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
@@ -48,5 +40,29 @@ def test_every_command_runs(corpus_cache, tmp_path, monkeypatch):
             timeout=600,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_every_command_runs(corpus_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    pairs = [{"prompt": f"第{n}个问题是什么？", "response": f"是{n}。"} for n in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs))
+    write_dump(tmp_path / "wiki.xml.bz2", with_others(articles(60)))
+    commands = [command for command in _commands() if not command.startswith("make ")]
+    assert len(commands) >= 8
+    _run(commands)
     assert (tmp_path / "demo" / "run" / "report.html").is_file()
     assert (tmp_path / "demo" / "two" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_way_to_a_chat_is_the_same_in_english(corpus_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = ("tokenizer", "prepare --data zh_reviews", "pretrain --data demo/tokens --model_config modern")
+    steps += ("sft", "rejected", "dpo", "chat", "report demo/dpo")
+    ours = [command for command in _commands() if command.startswith(tuple(f"fivefold {step}" for step in steps))]
+    assert len(ours) == len(steps)
+    commands = [command.replace("zh_reviews", "en_plays").replace("zh_", "en_") for command in ours]
+    _run(commands)
+    assert (tmp_path / "demo" / "dpo" / "report.html").is_file()
