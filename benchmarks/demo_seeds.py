@@ -65,7 +65,7 @@ def table(results: list[dict[str, Any]]) -> str:
             form = "{:.2f}" if name == "reward_margin" else "{:.1%}"
             cells.append(f"{form.format(statistics.mean(values))} ({', '.join(map(form.format, values))})")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", measured_on("torch", "transformers")])
+    return "\n".join([*lines, "", measured_on("transformers")])
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ SCRATCH_EPOCHS = 5.5
 REJECTED = "--max_new_tokens 12 --batch_size 128 --temperature 2 --top_k 2"
 DPO = (
     "--packing --input_length 256 --target_length 96 --batch_size 16 --optimizer loro_muon --lr 1e-3 --beta 0.3"
-    " --validation_frac 0.1 --eval_every 10 --save_every 0"
+    " --sft_weight 1 --validation_frac 0.1 --eval_every 10 --save_every 0"
 )
 SAID = ("房间干净，早餐好吃，下次还住这里。", "用了三天就坏了，客服也没有人理。", "故事感人，一口气读完，推荐给朋友。")
 
