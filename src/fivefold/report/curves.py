@@ -153,6 +153,7 @@ def is_preference(run: RunLog) -> bool:
 def _new_figure(width: float, height: float, columns: int) -> "tuple[Figure, list[Axes]]":
     # Figure without pyplot: no global state and no window system, so it works in any process.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     frames = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
@@ -163,7 +164,7 @@ def _new_figure(width: float, height: float, columns: int) -> "tuple[Figure, lis
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel("step", color="#444444")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, frames
 
