@@ -93,7 +93,7 @@ def test_recipes_resolve_without_a_network(recipe, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert main([recipe.parent.name, "--recipe", str(recipe), "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    assert "parameters " in printed
+    assert "kept for the backward pass" in printed
     assert "unchecked " in printed  # data from the Hub, or of an earlier step of the demo
     assert list(tmp_path.iterdir()) == []
 

@@ -77,7 +77,7 @@ def test_dry_run_says_everything_and_writes_nothing(small_run, tmp_path, capsys,
     weights = torch.load(small_run.run / "last" / "optimizer.pt", weights_only=True)["optimizer"]["state"]
     trained = sum(state["exp_avg"].numel() for state in weights.values())
     assert f"{trained:,}, of which {trained:,} train" in printed
-    assert re.search(r"memory +0\.00 GiB", printed)
+    assert re.search(r"memory +0\.\d\d GiB: weights 0\.00, .*, kept for the backward pass 0\.\d\d", printed)
     assert "18 samples a step: 6 at once x 3 accumulated x 1 processes" in printed
 
     (line,) = re.findall(r"torchrun --nproc_per_node 2 -m fivefold pretrain (.+)", printed)
@@ -90,13 +90,15 @@ def test_dry_run_says_everything_and_writes_nothing(small_run, tmp_path, capsys,
 
 
 def test_a_dry_run_holds_no_large_model_in_memory(small_run, tmp_path, capsys):
-    words = small_run.pretrain(model_config="xxl", output_dir=tmp_path / "out", dry_run=True)
+    words = small_run.pretrain(model_config="xxl", dtype="bfloat16", output_dir=tmp_path / "out", dry_run=True)
     assert main(words) == 0  # 41 GiB of weights
     printed = capsys.readouterr().out
     parameters = int(re.findall(r"parameters +([\d,]+),", printed)[0].replace(",", ""))
-    gibibytes = float(re.findall(r"memory +([\d.]+) GiB", printed)[0])
+    (line,) = re.findall(r"weights ([\d.]+), gradients ([\d.]+), optimizer ([\d.]+), kept .* ([\d.]+)", printed)
+    *held, kept = map(float, line)
     assert 1e10 < parameters < 1.2e10
-    assert gibibytes == pytest.approx(parameters * 4 * 4 / 2**30, abs=0.01)  # weight, gradient and two moments
+    assert held == pytest.approx([parameters * size / 2**30 for size in (4, 4, 8)], abs=0.01)  # two moments
+    assert kept > parameters * 2 / 2**30 * 0.99  # the matrices in bfloat16 among it; the table of tokens is small here
 
 
 def test_a_dry_run_says_what_would_stop_the_run(small_run, tmp_path, capsys):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fivefold.commands.stages.stage import Task
+    from fivefold.objectives.objective import Batch
 
 DEFAULT_EPOCHS = 1.0
 
@@ -37,10 +38,13 @@ def run(
 ) -> None:
     """Resolve the settings, train, and draw the curves."""
     from fivefold.commands.stages.preference import build_preference_task
-    from fivefold.commands.stages.stage import Stage, resolve_model, run_stage
+    from fivefold.commands.stages.stage import Example, Stage, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import chat_format_unless_on_hub
     from fivefold.commands.stages.trainable import choose_trainable, for_preferences
+    from fivefold.data.preference_data import row_capacity
     from fivefold.models.dropout import turn_off_dropout
+    from fivefold.objectives.full_rows import full_preferences
+    from fivefold.objectives.preference import PreferenceObjective
 
     if model.model is None:
         raise ConfigError(
@@ -69,12 +73,19 @@ def run(
         turn_off_dropout(network)
         return network
 
+    def full_rows(rows: int) -> "Batch":
+        capacity = row_capacity(data, model.model_type or "t5")
+        return full_preferences(rows, capacity, needs_reference=loss.needs_reference)
+
     own = (trainable, corpus, data, loss, reference)
     run_stage(
         Stage("dpo", model, low_rank, batch, optimizer, loro, schedule, loop, own),
         open_tokenizer,
         build_task,
+        Example(PreferenceObjective(loss), full_rows),
         input_length=data.input_length,
         change=change,
         dry_run=dry_run,
     )
+    if dry_run and reference.reference == "live":
+        print("reference      live: its weights and a forward pass a step come on top")

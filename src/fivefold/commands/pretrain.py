@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fivefold.commands.stages.stage import Task
+    from fivefold.objectives.objective import Batch
 
 
 def run(
@@ -31,12 +32,13 @@ def run(
     dry_run: bool,
 ) -> None:
     """Resolve the settings, train, and draw the curves."""
-    from fivefold.commands.stages.stage import Stage, Task, resolve_model, run_stage
+    from fivefold.commands.stages.stage import Example, Stage, Task, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import open_tokenizer_unless_on_hub
     from fivefold.data.build import build_sources, check_data
-    from fivefold.data.corruption import build_corruption
+    from fivefold.data.corruption import build_corruption, longest_target
     from fivefold.data.defaults import with_defaults
     from fivefold.objectives.causal import CausalObjective
+    from fivefold.objectives.full_rows import full_pairs, full_windows
     from fivefold.objectives.seq2seq import Seq2SeqObjective
 
     model = resolve_model(model)
@@ -52,9 +54,16 @@ def run(
 
     def build_task(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Task":
         training, validation = build_sources(corpus, data, objective, tokenizer, loop.seed)
-        learned = CausalObjective(loss) if model.model_type == "llama" else Seq2SeqObjective(loss)
         return Task(learned, training, validation)
 
+    def full_rows(rows: int) -> "Batch":
+        if objective.objective == "causal":
+            return full_windows(rows, objective.sample_length)
+        lengths = (objective.sample_length, longest_target(objective))
+        return full_pairs(rows, *lengths, packing=data.packing, may_pad=objective.objective != "span")
+
+    learned = CausalObjective(loss) if model.model_type == "llama" else Seq2SeqObjective(loss)
+    example = Example(learned, full_rows)
     own = (corpus, data, objective, loss)
     stage = Stage("pretrain", model, low_rank, batch, optimizer, loro, schedule, loop, own)
-    run_stage(stage, open_tokenizer, build_task, input_length=objective.sample_length, dry_run=dry_run)
+    run_stage(stage, open_tokenizer, build_task, example, input_length=objective.sample_length, dry_run=dry_run)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fivefold.commands.stages.stage import Task
+    from fivefold.objectives.objective import Batch
 
 DEFAULT_EPOCHS = 3.0
 
@@ -52,7 +53,7 @@ def run(
     dry_run: bool,
 ) -> None:
     """Resolve the settings, train, and draw the curves."""
-    from fivefold.commands.stages.stage import Stage, Task, resolve_model, run_stage
+    from fivefold.commands.stages.stage import Example, Stage, Task, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import chat_format_unless_on_hub
     from fivefold.commands.stages.trainable import choose_trainable, for_fine_tuning
     from fivefold.data.dialogues import build_dialogues
@@ -60,6 +61,7 @@ def run(
     from fivefold.models.decoding import DecodingSettings
     from fivefold.models.new_adapter import without_wrapper
     from fivefold.objectives.causal import CausalObjective, check_packing
+    from fivefold.objectives.full_rows import full_pairs, full_windows
     from fivefold.objectives.seq2seq import Seq2SeqObjective
     from fivefold.tokenizer.chat_format import ChatFormat
     from fivefold.training.samples import Samples
@@ -74,7 +76,6 @@ def run(
         return None if chat is None else chat.tokenizer, unchecked
 
     def build_task(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Task":
-        learned = CausalObjective(loss) if model.model_type == "llama" else Seq2SeqObjective(loss)
         if model.model_type == "llama" and data.packing:
             check_packing(network)
         dialogues = build_dialogues(corpus, data, ChatFormat(tokenizer, model.model_type or "t5"), seed=loop.seed)
@@ -87,11 +88,18 @@ def run(
             observe = Samples(Path(loop.output_dir), shown, lambda prompts: answerer.write(prompts, decoding))
         return Task(learned, dialogues.training, dialogues.validation, observe)
 
+    def full_rows(rows: int) -> "Batch":
+        if model.model_type == "llama":
+            return full_windows(rows, data.input_length, packing=data.packing)
+        return full_pairs(rows, data.input_length, data.target_length or data.input_length, packing=data.packing)
+
+    learned = CausalObjective(loss) if model.model_type == "llama" else Seq2SeqObjective(loss)
     own = (trainable, corpus, data, sample, loss)
     run_stage(
         Stage("sft", model, low_rank, batch, optimizer, loro, schedule, loop, own),
         open_tokenizer,
         build_task,
+        Example(learned, full_rows),
         input_length=data.input_length,
         change=lambda network: choose_trainable(network, trainable, model, low_rank, loop.seed),
         dry_run=dry_run,

@@ -175,6 +175,19 @@ def build_corruption(objective: ObjectiveSettings, tokenizer: "PreTrainedTokeniz
     )
 
 
+def longest_target(objective: ObjectiveSettings) -> int:
+    """Tokens that the target of a sample may have, end mark included; of packed documents, about those of a row.
+
+    Raises:
+        ConfigError: an input too short for any span.
+    """
+    if objective.target_length is not None:
+        return objective.target_length
+    if objective.objective in ("span", None):
+        return raw_lengths(objective.sample_length, objective.noise_density, objective.mean_span_length)[1]
+    return objective.sample_length
+
+
 def special_id(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
     """The id of a special token that a tokenizer must have, such as `eos_token`.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fivefold.errors import ModelError
 from fivefold.nn.flash_attention import BlockBias, DistanceBias, flash_attention, memory_efficient_attention
+from fivefold.nn.hollow import is_hollow
 from fivefold.nn.tiled_attention import tiled_attention
 
 log = logging.getLogger("fivefold")
@@ -214,7 +215,7 @@ def _is_ampere(device: torch.device) -> bool:
 
 
 def _say_choice(kernel: Kernel, q: Tensor, bias: Tensor | BlockBias | None) -> None:
-    if not torch.is_grad_enabled():  # only what training got
+    if not torch.is_grad_enabled() or is_hollow(q):  # only what training got
         return
     if isinstance(bias, Tensor):
         kind = "a trained bias" if bias.requires_grad else "a fixed bias"

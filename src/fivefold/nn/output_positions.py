@@ -18,10 +18,11 @@ def output_only_at(output_layer: nn.Module, positions_BT: Tensor) -> Iterator[No
         output_layer: `model.get_output_embeddings()`.
         positions_BT: [B, T] bool, N of them true.
     """
+    rows_N = positions_BT.flatten().nonzero().squeeze(1)  # once, and here, for states may be hollow
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         states_BTD, *rest = inputs
-        return (states_BTD[positions_BT], *rest)
+        return (states_BTD.flatten(0, 1)[rows_N], *rest)
 
     handle = output_layer.register_forward_pre_hook(select)
     try:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fivefold.nn.hollow import is_hollow
+
 # Weights handled at once: 3 heads of 512 x 512 in bfloat16, 1.5 MB, about a CPU core's level-2 cache.
 _TILE_BYTES = 3 * 512 * 512 * 2
 
@@ -117,8 +119,8 @@ class _Tiles:
         self.step = fitting // self.num_heads * self.num_heads
         if not self.step:
             self.step = next(step for step in range(fitting, 0, -1) if self.num_heads % step == 0)
-        is_compiled = torch.compiler.is_compiling()  # and cannot look into a tensor
-        self.may_be_blind = visible is not None or (bias is not None and (is_compiled or bool(bias.isneginf().any())))
+        may_hide = bias is not None and (is_hollow(bias) or bool(bias.isneginf().any()))
+        self.may_be_blind = visible is not None or may_hide
 
     def heads(self, tile: slice) -> slice:
         """Those of the bias that a tile's first row has."""

@@ -131,18 +131,30 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, dense_
 
 
 def state_elements(model: nn.Module, settings: OptimizerSettings) -> int:
-    """About how many numbers the optimizer remembers, for an estimate of memory."""
-    kinds = parameter_kinds(model)
-    matrices = sum(param.numel() for param in kinds.hidden)
-    others = sum(param.numel() for params in (kinds.tables, kinds.plain) for param in params)
-    if settings.optimizer == "adafactor":  # rows and columns instead of matrices
-        return 0
-    if settings.optimizer in MOMENTUM_OPTIMIZERS:
-        return matrices + 2 * others
-    if settings.optimizer == "galore_adamw":
-        sides = [(max(param.shape), min(param.shape)) for param in kinds.hidden]
-        return 2 * others + sum(min(settings.rank, short) * (2 * long + short) for long, short in sides)
-    return 2 * (matrices + others)
+    """How many numbers the optimizer remembers, the count of each tensor's steps aside.
+
+    Raises:
+        ModelError: no parameter of the model trains.
+    """
+    total = 0
+    for group in _groups(model, settings, LoroSettings()):
+        params = group["params"]
+        numbers = sum(param.numel() for param in params)
+        if settings.optimizer == "adafactor":  # sums of rows and of columns in place of matrices
+            total += sum(
+                param.numel() if param.ndim < 2 else sum(param.numel() // side for side in param.shape[-2:])
+                for param in params
+            )
+        elif settings.optimizer in MOMENTUM_OPTIMIZERS and (group.get("muon") or group.get("factors")):
+            total += numbers
+            if settings.optimizer == "spectron":
+                total += sum(min(param.shape) for param in params)
+        elif "rank" in group:
+            sides = [(max(param.shape), min(param.shape)) for param in params]
+            total += sum(min(settings.rank, short) * (2 * long + short) for long, short in sides)
+        else:
+            total += 2 * numbers
+    return total
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -31,9 +31,10 @@ from fivefold.training.checkpoint import (
 )
 from fivefold.training.distributed import Processes
 from fivefold.training.loop import Evaluation, LoopState, Observe, Trainer, train
-from fivefold.training.optimizers import state_elements
+from fivefold.training.prediction import describe_cost
 from fivefold.training.schedule import lr_factor, warmup_length
-from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+from fivefold.training.settings import LoopSettings, ScheduleSettings
+from fivefold.training.step_cost import StepCost
 from fivefold.training.telemetry import Telemetry, check_wandb
 
 log = logging.getLogger("fivefold")
@@ -165,22 +166,22 @@ def find_obstacle(run_dir: Path, resume: bool) -> str | None:
 
 def describe_run(
     model: PreTrainedModel,
+    cost: StepCost,
     batch: BatchSettings,
-    optimizer: OptimizerSettings,
+    loop: LoopSettings,
     run_settings: dict[str, Any],
     changed: dict[str, Any],
     world_size: int,
     verb: str = "pretrain",
 ) -> str:
-    """What `--dry_run` prints: the resolved settings, parameters, memory, and the line for several processes.
+    """What `--dry_run` prints: settings, parameters, memory, operations, time, and the line for several processes.
 
     Args:
+        cost: of a step of one process.
         changed: the settings that are not at their defaults, which that line has to name.
     """
     plan = plan_batches(batch, world_size)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    number_bytes = 2 if run_settings.get("pure_bf16") else 4
-    gibibytes = number_bytes * (2 * parameters + state_elements(model, optimizer)) / 2**30
     # Two processes make the same steps wherever the global batch is even.
     half, odd = divmod(plan.global_batch_size, 2)
     shared = {} if odd else {"batch_size": math.gcd(plan.micro_batch_size, half), "total_batch_size": 2 * half}
@@ -193,9 +194,9 @@ def describe_run(
     return (
         f"{yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True)}\n"
         f"parameters     {model.num_parameters():,}, of which {parameters:,} train\n"
-        f"memory         {gibibytes:.2f} GiB for weights, gradients and optimizer; activations come on top\n"
         f"batch          {plan.global_batch_size} samples a step: {plan.micro_batch_size} at once x "
         f"{plan.accumulation_steps} accumulated x {plan.world_size} processes\n"
+        f"{describe_cost(cost, loop, plan.world_size)}\n"
         f"two processes  torchrun --nproc_per_node 2 -m fivefold {verb} {words}"
     )
 

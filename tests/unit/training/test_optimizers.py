@@ -12,7 +12,7 @@ from fivefold.nn.low_rank import LowRankLinear
 from fivefold.optim.adamw_scaled import AdamWScaled, adamw_scaled_update, parameter_rms
 from fivefold.t5.config import T5Config
 from fivefold.t5.model import T5Model
-from fivefold.training.optimizers import FACTOR_OPTIMIZERS, build_optimizer, parameter_groups, set_lr
+from fivefold.training.optimizers import FACTOR_OPTIMIZERS, build_optimizer, parameter_groups, set_lr, state_elements
 from fivefold.training.settings import CUSTOMARY_LR, MOMENTUM_OPTIMIZERS, OptimizerSettings
 
 STEPS = 5
@@ -258,3 +258,24 @@ def test_adamw_scaled_with_a_closure_returns_its_loss():
 
     assert optimizer.step(closure) == 2.0
     assert (param < 1).all()
+
+
+OF_FACTORS = [(name, scope) for name in FACTOR_OPTIMIZERS for scope in ("all", "attn")]
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"), [*((name, None) for name in CUSTOMARY_LR if name not in FACTOR_OPTIMIZERS), *OF_FACTORS]
+)
+def test_what_an_optimizer_will_remember_is_known_before(name, scope):
+    model = tiny_t5()
+    if scope:
+        convert(model, scope=scope, attn_rank=2, mlp_rank=3, init="spectral", seed=0)
+    model.shared.requires_grad_(False)
+    settings = OptimizerSettings(name, **({"rank": 3} if name == "galore_adamw" else {}))
+    optimizer = build_optimizer(model, settings)
+    for param in model.parameters():
+        param.grad = torch.randn_like(param) if param.requires_grad else None
+    optimizer.step()
+    remembered = [value for state in optimizer.state.values() for value in state.values()]
+    numbers = sum(value.numel() for value in remembered if isinstance(value, torch.Tensor) and value.ndim)
+    assert state_elements(model, settings) == numbers

@@ -16,7 +16,7 @@ from fivefold.lowrank.settings import LoroSettings, LowRankSettings
 from fivefold.models.build import build_model, check_length
 from fivefold.models.family import complete
 from fivefold.models.settings import ModelSettings
-from fivefold.objectives.objective import Objective
+from fivefold.objectives.objective import Batch, Objective
 from fivefold.report.page import write_report
 from fivefold.training.checkpoint import MANIFEST, verify_checkpoint
 from fivefold.training.distributed import start_processes
@@ -24,6 +24,7 @@ from fivefold.training.loop import Observe
 from fivefold.training.optimizers import build_optimizer, check_optimizer
 from fivefold.training.run import check_settings, describe_run, find_obstacle, run_training
 from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+from fivefold.training.step_cost import step_cost
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Task:
     """Looks at the model after each measurement of the held-out loss."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """What stands for a task in a dry run, which reads no data."""
+
+    objective: Objective
+    full_rows: Callable[[int], Batch]
+    """From a number of rows to the micro-batch of that many that takes the most memory."""
+
+
 def resolve_model(model: ModelSettings) -> ModelSettings:
     """The same settings with the family filled in; a stored model that has a manifest agrees with it.
 
@@ -69,6 +79,7 @@ def run_stage(
     stage: Stage,
     open_tokenizer: Callable[[], tuple[PreTrainedTokenizerBase | None, list[str]]],
     build_task: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Task],
+    example: Example,
     *,
     input_length: int,
     change: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
@@ -80,6 +91,7 @@ def run_stage(
         open_tokenizer: the tokenizer, and the Hub ids that nobody has looked up; a dry run may find none. It is the
             place for all checks that need no model.
         build_task: reads the data; not called in a dry run.
+        example: by which a dry run tells what a step takes.
         input_length: tokens that the model must have positions for.
         change: from the model that is built to the one that trains: what is frozen, what is added.
     """
@@ -101,7 +113,10 @@ def run_stage(
             network.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
         if dry_run:
             changed, world_size = changed_settings(settings), processes.world_size
-            print(describe_run(network, stage.batch, stage.optimizer, run_settings, changed, world_size, stage.verb))
+            plan = plan_batches(stage.batch, world_size)
+            sizes = {"micro_batch_size": plan.micro_batch_size, "accumulation_steps": plan.accumulation_steps}
+            cost = step_cost(network, example.objective, example.full_rows, stage.optimizer, loop, **sizes)
+            print(describe_run(network, cost, stage.batch, loop, run_settings, changed, world_size, stage.verb))
         if report is not None and processes.is_first:
             print(f"low rank       {str(report).replace(chr(10), chr(10) + ' ' * 15)}")
         if tokenizer is None or dry_run:
