@@ -34,28 +34,9 @@ from torch import nn
 from fivefold import T5Config, T5Model
 from fivefold.nn.attention import attention
 from fivefold.nn.relative_bias import RelativePositionBias
+from fivefold.training.prediction import PEAK_TFLOPS
 
 CONTENDERS = ("transformers", "transformers, compiled", "fivefold", "fivefold, compiled")
-# Dense bfloat16 TFLOP/s with float32 sums, from the makers' data sheets; the first name that the card's contains.
-PEAK_TFLOPS = {
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H200": 989,
-    "GH200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A40": 150,
-    "A30": 165,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX A6000": 155,
-    "RTX 3090": 71,
-    "RTX 4090": 165,
-    "RTX 5090": 209,
-}
 TINY = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 512}
 
 

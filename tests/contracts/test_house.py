@@ -16,6 +16,7 @@ import yaml
 
 from fivefold.cli import VERBS, main
 from fivefold.flags import ALIASES, NEEDLESS, REFUSED, parse
+from fivefold.training.step_cost import StepCost
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fivefold"
@@ -112,6 +113,8 @@ def test_the_tree_in_the_readmes_is_the_tree():
 def test_what_newcomers_are_told_to_type_is_understood(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    # Which takes seconds a line, and is looked at elsewhere.
+    monkeypatch.setattr("fivefold.commands.stages.stage.step_cost", lambda *_, **__: StepCost(0, 0, 0, 0))
     text = page.read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()]
     assert lines
@@ -128,7 +131,8 @@ def test_what_newcomers_are_told_to_type_is_understood(page, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda path: path.stem)
-def test_commands_of_the_pages_on_methods_are_understood(page):
+def test_commands_of_the_pages_on_methods_are_understood(page, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where their recipes are
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         if words := shlex.split(line.partition("fivefold ")[2]):
