@@ -13,10 +13,8 @@ from fivefold.corpus.settings import CorpusSettings
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 SHORTER = {
-    "--num_training_steps 400 --eval_every 50": "--num_training_steps 4 --eval_every 2",
-    "--epochs 2.0": "--num_training_steps 4",
-    "--epochs 5.5": "--num_training_steps 4",
-    "--epochs 2": "--num_training_steps 4",
+    r"--num_training_steps \d+ --eval_every \d+": "--num_training_steps 4 --eval_every 2",
+    r"--epochs [\d.]+": "--num_training_steps 4",
 }
 
 
@@ -29,7 +27,7 @@ def demo(corpus_cache, tmp_path, monkeypatch):
 
     def shorter(command, typed=None):
         for long, short in SHORTER.items():
-            command = command.replace(long, short)
+            command = re.sub(long, short, command)
         return whole(command, typed)
 
     monkeypatch.setattr(demo, "run", shorter)

@@ -111,11 +111,16 @@ def check_data(corpus: CorpusSettings, data: DataSettings, objective: ObjectiveS
         if folder:
             raise ConfigError(f"{name} needs prompts and responses, but {folder} holds prepared text.")
         refuse_changed(data, ("append_eos_to_documents", "shuffle_documents"), f"with {name}")
+        refuse_changed(
+            corpus, ("text_field", "text_unit"), f"with {name}, which reads --prompt_field and --response_field"
+        )
         return
     refuse_changed(data, ("prompt_field", "response_field"), f"with {name}")
     if folder:
         unused = ("validation_frac", "shuffle_documents", *(() if data.validation_data else ("validation_documents",)))
         refuse_changed(data, unused, f"with {folder}, which is prepared")
+        if not data.validation_data:
+            refuse_changed(corpus, ("text_field", "text_unit"), f"with {folder}, which is prepared")
     if not data.packing:
         return
     if objective.objective == "causal":

@@ -256,6 +256,10 @@ def test_settings_that_would_be_ignored_are_refused(prepared, text_file, pair_fi
     ):
         with pytest.raises(ConfigError, match="would change nothing"):
             build(path, data, objective)
+    for path, objective in ((prepared, "span"), (pair_file, "seq2seq")):
+        corpus = CorpusSettings([str(path)], text_field="body")
+        with pytest.raises(ConfigError, match="--text_field would change nothing"):
+            build_sources(corpus, DataSettings(), ObjectiveSettings(objective, 32), tokenizer, 0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="needs prompts and responses"):
         build(prepared, DataSettings(), "seq2seq")
     with pytest.raises(ConfigError, match="is prepared; give text"):
