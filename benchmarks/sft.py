@@ -5,11 +5,11 @@ python benchmarks/sft.py [--families t5 llama] [--steps 4] [--rounds 2] [--threa
 The same conversations, weights and bfloat16 autocast for all, padding not counted. T5 v1.1 small, whole, learns
 zh_instructions: fivefold with --packing in rows of 128 and 512 tokens, against transformers' Seq2SeqTrainer with its
 collator, which pads to the longest. A LLaMA of the shape of SmolLM2-135M learns en_instructions with LoRA of rank 8 on
-every layer: fivefold with --packing in rows of 512, against a plain loop of transformers and peft that pads to the
-longest, and TRL's SFTTrainer as it comes, in bfloat16, with gradient checkpointing off as in the others. A step is 8
-packed rows of a T5 or 4 of a decoder, or as many examples as have about as many tokens, padded in micro-batches of 16
-or 8. Each measurement is a process of its own, the first step is not counted, and the variants take turns. Peak memory
-is less what the imports take.
+every layer: fivefold with --packing in rows of 512, against a plain loop of transformers and peft on the same rows and
+on examples padded to the longest, and TRL's SFTTrainer as it comes, in bfloat16, with gradient checkpointing off as in
+the others. A step is 8 packed rows of a T5 or 4 of a decoder, or as many examples as have about as many tokens, padded
+in micro-batches of 16 or 8. Each measurement is a process of its own, the first step is not counted, and the variants
+take turns. Peak memory is less what the imports take.
 """
 
 import argparse
@@ -51,7 +51,14 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "t5": Family("zh_instructions", 128, 512, 8, 16, ("fivefold, packed", "Seq2SeqTrainer, padded")),
-    "llama": Family("en_instructions", 512, 384, 4, 8, ("fivefold, packed", "transformers + peft, padded", "TRL")),
+    "llama": Family(
+        "en_instructions",
+        512,
+        384,
+        4,
+        8,
+        ("fivefold, packed", "transformers + peft, packed", "transformers + peft, padded", "TRL"),
+    ),
 }
 
 
@@ -166,7 +173,7 @@ def measure(family: str, variant: str, folder: Path, num_steps: int, threads: in
     from trl import SFTConfig, SFTTrainer
 
     from fivefold.data.loader import tensors
-    from fivefold.objectives.causal import CausalObjective
+    from fivefold.objectives.causal import CausalObjective, positions_within
     from fivefold.objectives.seq2seq import Seq2SeqObjective
     from fivefold.objectives.settings import LossSettings
     from fivefold.tokenizer.load import load_tokenizer
@@ -192,11 +199,21 @@ def measure(family: str, variant: str, folder: Path, num_steps: int, threads: in
         "output_dir": str(folder / "trainer"),
     }
     numbers = np.arange(single.samples_per_epoch)
-    if variant.startswith("fivefold"):
-        objective: Any = (Seq2SeqObjective if family == "t5" else CausalObjective)(LossSettings(z_loss=0.0))
+    objective: Any = (Seq2SeqObjective if family == "t5" else CausalObjective)(LossSettings(z_loss=0.0))
+
+    def own_loss(net: Any, batch: dict[str, Any], count: int) -> Any:
+        return objective(net, batch).loss_sum / count
+
+    def usual_loss(net: Any, batch: dict[str, Any], count: int) -> Any:
+        # Positions that begin anew are how transformers is told of several examples in a row.
+        places = {"position_ids": positions_within(batch["segments"])} if "segments" in batch else {}
+        given = {name: tensor for name, tensor in batch.items() if name != "segments"}
+        return net(**given, **places, use_cache=False, num_items_in_batch=count).loss
+
+    if variant.endswith(", packed"):
         rows = np.arange((num_steps + 1) * what.rows_at_once).reshape(num_steps + 1, -1)
         steps = [[tensors(packed.batch(some))] for some in rows]
-        measured = plain_steps(model, steps, lambda net, batch, count: objective(net, batch).loss_sum / count, family)
+        measured = plain_steps(model, steps, own_loss if variant.startswith("fivefold") else usual_loss, family)
     elif variant.startswith("Seq2SeqTrainer"):
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
         settings = Seq2SeqTrainingArguments(**common)
@@ -214,11 +231,7 @@ def measure(family: str, variant: str, folder: Path, num_steps: int, threads: in
             num_steps + 1, accumulation, what.examples_at_once
         )
         steps = [[collator(examples_of(single, some)) for some in step] for step in at_once]
-
-        def loss_of(net: Any, batch: dict[str, Any], count: int) -> Any:
-            return net(**batch, num_items_in_batch=count).loss
-
-        measured = plain_steps(model, steps, loss_of, family)
+        measured = plain_steps(model, steps, usual_loss, family)
     seconds, tokens = (sum(values[1:]) for values in zip(*measured, strict=True))
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports_kib) * 1024
     print(json.dumps({"tokens_per_second": tokens / seconds, "tokens": tokens, "bytes": peak}))
