@@ -27,7 +27,7 @@ from fivefold.serving.open_model import open_model
 QUESTION = "好评还是差评？"
 ANSWERS = {"positive": "好评。写的人很满意。", "negative": "差评。写的人不满意。"}
 HELD_OUT_PART = 12
-NUM_TAUGHT, NUM_COMPARED = 6000, 4000
+NUM_TAUGHT, NUM_COMPARED = 6000, 3000
 
 FRESH = "--model_config modern_mini --loro_scope all --loro_attn_rank 64 --loro_mlp_rank 64 --optimizer loro_muon"
 SFT = (
@@ -35,7 +35,7 @@ SFT = (
     " --eval_every 50 --save_every 0"
 )
 # As long as pretraining and two epochs take together.
-SCRATCH_EPOCHS = 5.5
+SCRATCH_EPOCHS = 4.5
 # Hot draws from the two likeliest tokens: where the model is sure of an answer, too, it writes the other one. Pairs
 # made of mistakes alone would teach it to doubt whatever it thinks: docs/methods/dpo.md has the figures.
 REJECTED = "--max_new_tokens 12 --batch_size 128 --temperature 2 --top_k 2"
@@ -120,7 +120,7 @@ def pretrain(demo: Path, seed: int) -> float:
     )
     return run(
         f"fivefold pretrain --data {demo}/tokens {FRESH} --lr 1e-2 --dense_lr 3e-2 --input_length 64 --batch_size 64"
-        f" --num_training_steps 400 --eval_every 50 --save_every 0 --seed {seed} --output_dir {demo}/run"
+        f" --num_training_steps 300 --eval_every 50 --save_every 0 --seed {seed} --output_dir {demo}/run"
     )
 
 
