@@ -35,13 +35,13 @@ SFT = (
     " --eval_every 50 --save_every 0"
 )
 # As long as pretraining and two epochs take together.
-SCRATCH_EPOCHS = 4.5
+SCRATCH_EPOCHS = 5.0
 # Hot draws from the two likeliest tokens: where the model is sure of an answer, too, it writes the other one. Pairs
 # made of mistakes alone would teach it to doubt whatever it thinks: docs/methods/dpo.md has the figures.
 REJECTED = "--max_new_tokens 12 --batch_size 128 --temperature 2 --top_k 2"
 DPO = (
     "--packing --input_length 256 --target_length 96 --batch_size 16 --optimizer loro_muon --lr 1e-3 --beta 0.3"
-    " --sft_weight 1 --validation_frac 0.1 --eval_every 10 --save_every 0"
+    " --sft_weight 1 --validation_frac 0.1 --log_every 2 --eval_every 6 --save_every 0"
 )
 SAID = ("房间干净，早餐好吃，下次还住这里。", "用了三天就坏了，客服也没有人理。", "故事感人，一口气读完，推荐给朋友。")
 
