@@ -8,7 +8,8 @@ with one thing done wrong: faulty_loops.py. It learns to write Chinese reviews (
 vocabulary 1,024) of which it reads all but 15% of the tokens, each hidden one under a sentinel; this is the objective
 that Raffel et al. 2019 (1910.10683), 3.3.1, call BERT-style. It needs what a chat model needs of a T5, to read a prompt
 and to write it down, and a small model learns that in seconds. 300 steps of 16 reviews, each seen once, so that printed
-losses are nearly held-out ones; Muon, a tenth of warm-up, cosine, clipping at 1, float32, one thread, one seed.
+losses are nearly held-out ones (ten times as many steps see them about three times); Muon, a tenth of warm-up, cosine,
+clipping at 1, float32, one thread, one seed.
 
 Held-out losses are those of a model used rightly (answers shifted once, no future, no padding), whatever it was trained
 with; faults of the network stay in it. What the prompt is worth: by how much that loss rises with the prompt of another
