@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fivefold import T5Config, T5Model
+from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.cli import main
 from fivefold.lowrank.convert import convert, factor_pairs
 from fivefold.models.load import load_model
-from fivefold.models.new_adapter import quiet_peft
 from fivefold.tokenizer.save import save_tokenizer
 from fivefold.tokenizer.settings import TokenizerSettings
 from fivefold.tokenizer.train import train_tokenizer
@@ -150,23 +150,38 @@ def test_what_is_frozen_stays(bases, tmp_path):
     assert yaml.safe_load((run / "run.yaml").read_text())["freeze"] == ["embeddings"]
 
 
-@pytest.mark.parametrize("family", ["t5", "llama"])
-def test_an_adapter_is_trained_saved_resumed_and_opened_by_peft(family, bases, tmp_path):
-    adapter = bases["lora.json"]
-    if family == "llama":
-        (tmp_path / "lora.json").write_text(
-            json.dumps(LORA | {"target_modules": "all-linear", "task_type": "CAUSAL_LM"})
-        )
-        adapter = tmp_path / "lora.json"
-    changes = {"model": bases[family], "adapter": adapter, "packing": True}
+ADAPTERS = {
+    "t5": LORA,
+    "llama": LORA | {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.1},
+    "thin": LORA | {"peft_type": "lora", "lora_dropout": 0.1},
+    "llama, AdaLoRA": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "tfinal": 1, "total_step": 1000},
+    "thin, AdaLoRA": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "lora_dropout": 0.1},
+    "llama, PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_is_trained_saved_resumed_and_opened_by_peft(name, bases, tmp_path):
+    family = name.partition(",")[0]
+    (tmp_path / "adapter.json").write_text(json.dumps(ADAPTERS[name]))
+    changes = {"model": bases[family], "adapter": tmp_path / "adapter.json", "packing": True, "lr": 0.01}
+    changes["gradient_checkpointing"] = True if family == "llama" else None
     run = _sft(bases, tmp_path / "run", **changes)
     assert not (run / "final" / "model.safetensors").exists()
-    base = T5Model if family == "t5" else LlamaForCausalLM
     with quiet_peft():
-        opened = PeftModel.from_pretrained(base.from_pretrained(bases[family]), str(run / "final"))
+        opened = PeftModel.from_pretrained(load_model(bases[family]), str(run / "final"))
     weights = _weights(run / "final")
-    assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    trained = [tensor for key, tensor in weights.items() if "lora_E" in key or "lora_B" in key]
+    assert any(tensor.any() for tensor in trained)
+    if "AdaLoRA" in name:
+        values = [tensor for key, tensor in weights.items() if "lora_E" in key]
+        assert sum(int(value.count_nonzero()) for value in values) == 2 * len(values)
     assert not any(parameter.requires_grad for parameter in opened.parameters())
+    ids = torch.arange(2, 12)[None]
+    inputs = {"input_ids": ids, **({} if family == "llama" else {"decoder_input_ids": ids})}
+    with torch.no_grad():
+        ours, theirs = (model.eval()(**inputs).logits for model in (load_model(str(run / "final")), opened))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     broken = tmp_path / "broken"
     shutil.copytree(run, broken, symlinks=True)
     for name in ("step_000004", "final"):
@@ -174,7 +189,6 @@ def test_an_adapter_is_trained_saved_resumed_and_opened_by_peft(family, bases, t
     _sft(bases, broken, **changes, resume=True)
     again = _weights(broken / "final")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    load_model(str(run / "final"))  # base and adapter in one
 
 
 @pytest.mark.parametrize("optimizer", ["loro_muon", "adamw"])
@@ -223,7 +237,7 @@ BAD = {
         {"freeze": "embeddings", "adapter": "x.json"},
         "--freeze would change nothing with --adapter",
     ),
-    "adapter": ({"adapter": "absent.json"}, "--adapter absent.json cannot be read as JSON"),
+    "adapter": ({"adapter": "absent.json"}, "--adapter absent.json: there is no such file, and no preset of that name"),
     "adapter_fresh": (
         {"model": None, "tokenizer": "T5", "model_config": "t5_mini", "adapter": "LORA"},
         "--adapter needs a --model that stays as it is in its folder",

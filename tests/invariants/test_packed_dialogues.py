@@ -15,12 +15,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.data.examples import PackedSource
 from fivefold.data.loader import tensors
 from fivefold.data.pairs import EncodedSource
 from fivefold.errors import ModelError
 from fivefold.lowrank.convert import convert
-from fivefold.models.new_adapter import quiet_peft
 from fivefold.objectives import causal
 from fivefold.objectives.causal import CausalObjective, check_packing
 from fivefold.objectives.settings import LossSettings

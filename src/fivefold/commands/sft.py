@@ -53,13 +53,13 @@ def run(
     dry_run: bool,
 ) -> None:
     """Resolve the settings, train, and draw the curves."""
+    from fivefold.adapters.attach import without_wrapper
     from fivefold.commands.stages.stage import Example, Stage, Task, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import chat_format_unless_on_hub
     from fivefold.commands.stages.trainable import choose_trainable, for_fine_tuning
     from fivefold.data.dialogues import build_dialogues
     from fivefold.models.answers import Answerer
     from fivefold.models.decoding import DecodingSettings
-    from fivefold.models.new_adapter import without_wrapper
     from fivefold.objectives.causal import CausalObjective, check_packing
     from fivefold.objectives.full_rows import full_pairs, full_windows
     from fivefold.objectives.seq2seq import Seq2SeqObjective

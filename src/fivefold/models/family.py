@@ -43,7 +43,7 @@ def stored_family(name_or_path: str) -> Family:
         CheckpointError: there is no config.json, or it cannot be read.
         ModelError: the model is neither a T5 nor a decoder.
     """
-    from fivefold.models.adapter import base_model
+    from fivefold.adapters.folder import base_model
     from fivefold.t5.weights import read_config_fields
 
     if (base := base_model(name_or_path)) is not None:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from fivefold.adapters.folder import base_model, with_adapter
 from fivefold.errors import CheckpointError
 from fivefold.lowrank.store import is_factored, load_factored
-from fivefold.models.adapter import base_model, with_adapter
 from fivefold.models.family import stored_family
 from fivefold.t5.model import T5Model
 from fivefold.t5.weights import check_loaded, library_report_off

@@ -23,3 +23,10 @@ class Linear(nn.Linear):
 PLAIN_LINEAR = (nn.Linear, Linear)
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def as_plain_linear(model: nn.Module) -> None:
+    """Make every `Linear` an `nn.Linear`, in place, for code that takes no subclass; the weights stay as they are."""
+    for module in model.modules():
+        if type(module) is Linear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]

@@ -20,7 +20,7 @@ def open_model(name_or_path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizer
     """
     import torch
 
-    from fivefold.models.adapter import base_model
+    from fivefold.adapters.folder import base_model
     from fivefold.models.load import load_model
     from fivefold.tokenizer.load import TOKENIZER_FILES, check_fits, load_tokenizer
     from fivefold.training.checkpoint import MANIFEST, verify_checkpoint

@@ -25,9 +25,10 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
+from fivefold.adapters.attach import holds_adapter
+from fivefold.adapters.folder import load_adapter_weights
 from fivefold.errors import CheckpointError
 from fivefold.lowrank import store
-from fivefold.models import new_adapter
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -137,8 +138,8 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
         CheckpointError: unreadable, or the weights of another architecture.
     """
     try:
-        if new_adapter.holds_adapter(model):
-            new_adapter.load_adapter_weights(model, folder)
+        if holds_adapter(model):
+            load_adapter_weights(model, folder)
         else:
             store.load_weights(model, folder)
     except CheckpointError as error:

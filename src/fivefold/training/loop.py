@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fivefold.adapters.gradients import check_gradients
 from fivefold.data.loader import Step
 from fivefold.errors import DataError, ModelError
 from fivefold.lowrank.factor_optimizer import num_recovered
@@ -99,6 +100,7 @@ class Trainer:
         # With pure_bf16 the weights have the products' type already, and autocast would only look them up.
         self.is_mixed = self.dtype != torch.float32 and not settings.pure_bf16
         self.processes = processes
+        self._has_checked = False  # that each tensor of an adapter gets a gradient
         # Only float16 needs its loss scaled: its gradients underflow below 6e-8.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
 
@@ -138,6 +140,9 @@ class Trainer:
         loss, nll, *means = (total / count for total in self.processes.sum(loss_sum, nll_sum, *other_sums))
         if not math.isfinite(loss):
             raise ModelError(_not_finite("loss", loss, step, self.dtype))
+        if not self._has_checked:
+            check_gradients(self.model)
+            self._has_checked = True
         self.scaler.unscale_(self.optimizer)
         grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm))
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():  # the scaler skips such steps by itself

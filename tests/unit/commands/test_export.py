@@ -1,5 +1,6 @@
-"""`fivefold export --dense`: a folder that transformers opens as the same model, or nothing at all."""
+"""`fivefold export`: a folder that transformers opens as the same model, or nothing at all."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers
 
 from fivefold import T5Config, T5Model
+from fivefold.adapters.attach import attach_adapter
 from fivefold.cli import main
 from fivefold.lowrank.convert import convert
 from fivefold.lowrank.store import load_factored, save_model
@@ -103,7 +105,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["factored", "--output_dir", "new"], "add --dense"),
+        (["factored", "--output_dir", "new"], "Say in which form: --dense"),
         (["factored", "--dense", "--output_dir", "old"], "exists already"),
         (["dense", "--dense", "--output_dir", "new"], "is a dense model already"),
         (["broken", "--dense", "--output_dir", "new"], "cannot be read as weights"),
@@ -126,3 +128,46 @@ def test_mistakes_are_one_sentence_and_leave_nothing(words, sentence, tmp_path, 
     assert error.startswith("fivefold export: ")
     assert sentence in error
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", ["lora_rank8", "dora_rank8", "loha_rank8"])
+def test_a_merged_adapter_says_what_it_said_beside_its_base(method, name, low_rank, tokenizer, tmp_path, capsys):
+    base = tmp_path / "base"
+    if low_rank:
+        _stored(name, base, tokenizer)
+    else:
+        save_model(MODELS[name](), base)
+        tokenizer.save_pretrained(base)
+    adapted = attach_adapter(load_model(str(base)), method, str(base), seed=0)
+    with torch.no_grad():
+        for one in adapted.parameters():
+            if one.requires_grad:
+                one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    expected = _logits(adapted)
+    words = ["export", str(tmp_path / "adapter"), "--merge", *(["--dense"] if low_rank else [])]
+    assert main([*words, "--output_dir", str(tmp_path / "merged")]) == 0
+    assert f"the adapter merged into {base}" in capsys.readouterr().out
+    family = transformers.AutoModelForSeq2SeqLM if "t5" in name else transformers.AutoModelForCausalLM
+    torch.testing.assert_close(_logits(family.from_pretrained(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-4)
+    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "merged")) == tokenizer_fingerprint(tokenizer)
+
+
+def test_forms_that_do_not_fit_are_refused(tokenizer, tmp_path, capsys):
+    save_model(MODELS["llama"](), tmp_path / "base")
+    for fields in ({"r": 4}, {"lora_bias": True}):
+        source = {"peft_type": "LORA", **fields}
+        attach_adapter(MODELS["llama"](), source, str(tmp_path / "base"), seed=0).save_pretrained(str(tmp_path / "a"))
+    for words, message in (
+        (["base", "--merge"], "--merge is for adapters, and"),
+        (["a", "--dense"], "is an adapter of .*; add --merge"),
+        (["a", "--merge", "--dense"], "is a dense model already: leave --dense out"),
+        (["a", "--merge"], "lora_bias adds biases to layers that have none"),
+        (["base"], "--dense for a low-rank model, --merge for an adapter"),
+    ):
+        arguments = ["export", str(tmp_path / words[0]), *words[1:], "--output_dir", str(tmp_path / "out")]
+        assert main(arguments) == 2
+        assert re.search(message, " ".join(capsys.readouterr().err.split()))
+        assert not (tmp_path / "out").exists()

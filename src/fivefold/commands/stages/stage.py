@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fivefold.adapters.adalora import is_adalora, prune_ranks
 from fivefold.data.batch_plan import plan_batches
 from fivefold.data.settings import BatchSettings
 from fivefold.data.source import Source
@@ -17,6 +18,7 @@ from fivefold.models.build import build_model, check_length
 from fivefold.models.family import complete
 from fivefold.models.settings import ModelSettings
 from fivefold.objectives.objective import Batch, Objective
+from fivefold.objectives.orthogonality import WithOrthogonality
 from fivefold.report.page import write_report
 from fivefold.training.checkpoint import MANIFEST, verify_checkpoint
 from fivefold.training.distributed import start_processes
@@ -133,14 +135,18 @@ def run_stage(
             check_settings(stage.batch, stage.schedule, loop, processes.world_size)
             if processes.is_first:
                 print(f"steps   {loop.total_steps:,}: {stage.loop.epochs:g} epochs of {per_epoch:,} samples")
+        optimizer, objective = build_optimizer(network, stage.optimizer, stage.loro), task.objective
+        if is_adalora(network):
+            prune_ranks(network, optimizer, loop.total_steps)
+            objective = WithOrthogonality(objective)
         run_training(
             network,
             tokenizer,
-            task.objective,
+            objective,
             task.training,
             task.validation,
             stage.batch,
-            build_optimizer(network, stage.optimizer, stage.loro),
+            optimizer,
             stage.optimizer.grad_clipping,
             stage.schedule,
             loop,

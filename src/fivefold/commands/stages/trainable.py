@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from fivefold.adapters.attach import attach_adapter
 from fivefold.errors import ConfigError
 from fivefold.lowrank.settings import LowRankSettings
 from fivefold.models.freeze import freeze
-from fivefold.models.new_adapter import attach_adapter
 from fivefold.models.settings import ModelSettings, TrainableSettings
 from fivefold.training.optimizers import FACTOR_OPTIMIZERS
 from fivefold.training.settings import OptimizerSettings

@@ -8,8 +8,13 @@ import torch
 from peft import PeftModel
 
 from fivefold import T5Config, T5Model
-from fivefold.errors import CheckpointError, ConfigError
-from fivefold.models.new_adapter import attach_adapter, load_adapter_weights, quiet_peft
+from fivefold.adapters.attach import attach_adapter
+from fivefold.adapters.folder import load_adapter_weights
+from fivefold.adapters.gradients import check_gradients
+from fivefold.adapters.peft_warnings import quiet_peft
+from fivefold.errors import CheckpointError, ModelError
+from fivefold.lowrank.store import save_model
+from fivefold.models.load import load_model
 
 SHAPE = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
 BATCH = {"input_ids": torch.arange(2, 10)[None], "labels": torch.arange(2, 8)[None]}
@@ -76,34 +81,28 @@ def test_the_seed_decides_the_adapters_weights(tmp_path):
     assert not all(other)
 
 
-BAD = {
-    "typo": ({"lora_alhpa": 4}, "has a field 'lora_alhpa' that LORA does not know; did you mean lora_alpha?"),
-    "kind": ({"peft_type": "lora"}, "has the peft_type 'lora'; expected one of .*LORA"),
-    "task": ({"task_type": "CAUSAL_LM"}, "is for the task CAUSAL_LM, but the model's is SEQ_2_SEQ_LM"),
-    "target": ({"target_modules": ["q_proj"]}, "does not fit T5Model"),
-    "rank": ({"r": 0}, "does not fit T5Model"),
-    "prompts": (
-        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
-        "of the kind PROMPT_TUNING, which adds to what",
-    ),
-}
+def test_a_tensor_that_would_never_learn_is_told_by_name(tmp_path):
+    model = attach_adapter(_model(), _file(tmp_path, modules_to_save=["lm_head"]), "base", seed=0)
+    with quiet_peft():
+        model(**BATCH).loss.backward()
+    check_gradients(model)
+    next(parameter for name, parameter in model.named_parameters() if "lora_B" in name).grad = None
+    with pytest.raises(ModelError, match=r"1 of the adapter's \d+ tensors, such as .*lora_B.*, got no gradient"):
+        check_gradients(model)
+    check_gradients(_model())  # without an adapter it is no business of this one
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_an_adapter_is_refused(name, tmp_path):
-    fields, message = BAD[name]
-    path = tmp_path / "adapter.json"
-    described = {"peft_type": "LORA", "target_modules": ["q"]} | fields
-    if fields.get("peft_type") == "PROMPT_TUNING":
-        del described["target_modules"]
-    path.write_text(json.dumps(described))
-    with pytest.raises(ConfigError, match=message):
-        attach_adapter(_model(), str(path), "base", seed=0)
-
-
-def test_a_file_that_is_no_json_is_refused(tmp_path):
-    (tmp_path / "adapter.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read as JSON"):
-        attach_adapter(_model(), str(tmp_path / "adapter.json"), "base", seed=0)
-    with pytest.raises(ConfigError, match="cannot be read as JSON"):
-        attach_adapter(_model(), str(tmp_path / "absent.json"), "base", seed=0)
+def test_the_next_adapter_is_trained_on_what_the_last_one_made(tmp_path):
+    save_model(_model(), tmp_path / "base")
+    below = str(tmp_path / "base")
+    for number in range(3):
+        model = attach_adapter(load_model(below), _file(tmp_path), below, seed=number)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+        below = str(tmp_path / f"adapter {number}")
+        with quiet_peft():
+            model.save_pretrained(below)
+            expected = model.eval()(**BATCH).logits
+        torch.testing.assert_close(load_model(below).eval()(**BATCH).logits, expected)
