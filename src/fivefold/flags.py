@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from fivefold.choices import counts
 from fivefold.errors import ConfigError
-from fivefold.spellings import ALIASES, NEEDLESS, REFUSED, REFUSED_VALUES
+from fivefold.spellings import ALIASES, REFUSED_VALUES, THEIRS, meaning_of
 
 log = logging.getLogger("fivefold")
 
@@ -56,15 +56,18 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
     hints = {field.name: hint for group in groups.values() for field, hint in _fields(group)}
     types = {name: bool if hint == bool | None else hint for name, hint in hints.items()}
     parser = _build_parser(verb, run, groups)
-    own, given = _read_words(argv, types, positional)
+    own, words = _read_words(argv, types, positional)
     if "help" in own:
         return Invocation({}, False, False, parser.format_help())
+    given, implied = words.values, words.implied
     unused: dict[str, list[str]] = {}
     if "recipe" in own:
         recipe = _read_recipe(own["recipe"], types)
-        unused = _unused(recipe, given, groups.values())
+        unused = _unused(recipe.values, given, groups.values())
         dropped = set(itertools.chain(*unused.values()))
-        given = {name: value for name, value in recipe.items() if name not in dropped} | given
+        given = {name: value for name, value in recipe.values.items() if name not in dropped} | given
+        implied = recipe.implied | implied
+    given = implied | given
     try:
         flat = parser.parse_args([f"--{name}={value}" for name, value in given.items()]).as_dict()
     except ArgumentError as error:
@@ -127,21 +130,53 @@ def _build_parser(verb: str, run: Callable[..., None], groups: Mapping[str, type
     return parser
 
 
-def _read_words(
-    argv: list[str], types: Mapping[str, Any], positional: str | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Split the command line into our own flags and the verb's, each as one string that the parser reads."""
-    own: dict[str, str] = {}
-    given: dict[str, str] = {}
-    spelling: dict[str, str] = {}  # canonical name -> how the user wrote it
+@dataclasses.dataclass
+class _Given:
+    """What was said, each setting once, as the string that the parser reads."""
+
+    types: Mapping[str, Any]
+    recipe: str | None = None
+    """The file that says it, if it is not the command line."""
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
+    implied: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What holds where nobody says anything else."""
+    spelling: dict[str, str] = dataclasses.field(default_factory=dict)
+    """How each setting was written."""
+
+    def put(self, name: str, text: str, written: str) -> None:
+        """Note a setting; ConfigError if it has another value already."""
+        if (before := self.values.get(name, text)) != text:
+            earlier = self.spelling[name]
+            what = f"--{written} was" if earlier == written else f"--{earlier} and --{written} mean the same and were"
+            if self.recipe is not None:
+                raise ConfigError(f"--recipe {self.recipe!r} gives {name!r} twice, as {before!r} and {text!r}.")
+            raise ConfigError(f"{what} given as {before!r} and {text!r}; give one of them.")
+        self.values[name], self.spelling[name] = text, written
+
+    def put_theirs(self, name: str, value: str, written: str) -> None:
+        """Note what a flag of another project asks for; ConfigError if that is not here."""
+        meaning = meaning_of(name, value)
+        if not {*meaning.settings, *meaning.implied} <= set(self.types):
+            raise ConfigError(f"--{written} has no use here; leave it out.")
+        if meaning.note:
+            where = f"{written} in --recipe" if self.recipe is not None else f"--{written}"
+            log.info("%s changes nothing: %s.", where, meaning.note)
+        for setting, text in meaning.settings.items():
+            self.put(setting, text, written)
+        self.implied |= meaning.implied
+
+
+def _read_words(argv: list[str], types: Mapping[str, Any], positional: str | None) -> tuple[dict[str, str], _Given]:
+    """Split the command line into our own flags and the verb's."""
+    own, given = _Given(types), _Given(types)
     index = 0
-    if positional and argv and not argv[0].startswith("-"):
-        argv = [f"--{positional}", *argv]
+    if argv and not argv[0].startswith("-") and (positional or argv[0].endswith((".json", ".yaml"))):
+        argv = [f"--{positional or 'recipe'}", *argv]
     while index < len(argv):
         word = argv[index]
         index += 1
         if word in ("-h", "--help"):
-            own["help"] = "true"
+            own.values["help"] = "true"
             continue
         if not word.startswith("--"):
             raise ConfigError(f"Got {word!r} where a flag was expected; flags start with --, see --help.")
@@ -151,17 +186,12 @@ def _read_words(
         while not has_value and index < len(argv) and not argv[index].startswith("--"):
             values.append(argv[index])
             index += 1
-        if name in NEEDLESS:
-            log.info("--%s changes nothing: %s.", written, NEEDLESS[name])
+        if name not in types and name not in _OWN_FLAGS:
+            given.put_theirs(name, " ".join(values) or "true", written)
             continue
         text = _flag_value(written, name, negated, values, bool if name in _OWN_FLAGS[1:] else types.get(name, str))
-        target = own if name in _OWN_FLAGS else given
-        if target.get(name, text) != text:
-            same = spelling[name] == written
-            what = f"--{written} was" if same else f"--{spelling[name]} and --{written} mean the same and were"
-            raise ConfigError(f"{what} given as {target[name]!r} and {text!r}; give one of them.")
-        target[name], spelling[name] = text, written
-    return own, given
+        (own if name in _OWN_FLAGS else given).put(name, text, written)
+    return own.values, given
 
 
 def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
@@ -174,10 +204,8 @@ def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
             return candidate, negated
         if ALIASES.get(candidate) in types:
             return ALIASES[candidate], negated
-    if name in NEEDLESS:
+    if name in THEIRS:
         return name, False
-    if name in REFUSED:
-        raise ConfigError(f"--{name} is refused: {REFUSED[name]}.")
     known = [*types, *_OWN_FLAGS, *(alias for alias, target in ALIASES.items() if target in types)]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean --{nearest[0]}?" if nearest else "see --help for those there are."
@@ -196,15 +224,20 @@ def _flag_value(written: str, name: str, negated: bool, values: list[str], hint:
         if len(values) == 1 and values[0].startswith("["):
             return values[0]
         return json.dumps(values, ensure_ascii=False)
-    if typing.get_origin(hint) is typing.Literal and values[0].lower() in typing.get_args(hint):
-        return values[0].lower()
     if len(values) > 1:
         raise ConfigError(f"--{written} got {len(values)} values ({' '.join(values)}); it takes one. Quote spaces.")
-    return values[0]
+    return _choice(values[0], hint)
 
 
-def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe's values as the strings that the flags would have been given."""
+def _choice(value: str, hint: Any) -> str:
+    """A value as the choices of a setting spell it; a bare `no` in YAML is false."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    value = value.lower() if value.lower() in choices else value
+    return "no" if value == "false" and "no" in choices else value
+
+
+def _read_recipe(file: str, types: Mapping[str, Any]) -> _Given:
+    """What a recipe says."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--recipe {file!r}: there is no such file.")
@@ -214,18 +247,16 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError(f"--recipe {file!r} is not valid YAML or JSON: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--recipe {file!r} holds a {type(content).__name__}; expected flag names and their values.")
-    recipe: dict[str, str] = {}
+    recipe = _Given(types, file)
     for key, item in content.items():
-        value = _as_text(item)
         name, negated = _canonical(str(key), types)
-        if name in NEEDLESS:
-            log.info("%s in --recipe changes nothing: %s.", name, NEEDLESS[name])
-            continue
         if negated or name in _OWN_FLAGS:
             raise ConfigError(f"--recipe {file!r} holds {key!r}, which only works as a flag.")
-        if recipe.get(name, value) != value:
-            raise ConfigError(f"--recipe {file!r} gives {name!r} twice, as {recipe[name]!r} and {value!r}.")
-        recipe[name] = value
+        if name not in types:
+            recipe.put_theirs(name, _as_text(item), str(key))
+            continue
+        is_list = typing.get_origin(types[name]) is list and isinstance(item, str) and not item.startswith("[")
+        recipe.put(name, _choice(_as_text([item] if is_list else item), types[name]), str(key))
     return recipe
 
 

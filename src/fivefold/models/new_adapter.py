@@ -20,7 +20,7 @@ from fivefold.errors import CheckpointError, ConfigError
 log = logging.getLogger("fivefold")
 
 
-def attach_adapter(model: PreTrainedModel, file: str, base: str, *, seed: int) -> Any:
+def attach_adapter(model: PreTrainedModel, file: str | dict[str, Any], base: str, *, seed: int) -> Any:
     """Wrap a model in a fresh adapter.
 
     Args:
@@ -58,7 +58,7 @@ def attach_adapter(model: PreTrainedModel, file: str, base: str, *, seed: int) -
     return adapted
 
 
-def read_adapter_config(file: str, *, is_t5: bool) -> Any:
+def read_adapter_config(file: str | dict[str, Any], *, is_t5: bool) -> Any:
     """A PEFT configuration for training.
 
     Raises:
@@ -67,7 +67,7 @@ def read_adapter_config(file: str, *, is_t5: bool) -> Any:
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
 
     try:
-        fields = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        fields = file if isinstance(file, dict) else json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--adapter {file} cannot be read as JSON ({error}); give a PEFT JSON file.") from None
     kinds = [kind.value for kind in PeftType]
