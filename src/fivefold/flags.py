@@ -21,87 +21,9 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from fivefold.choices import counts
 from fivefold.errors import ConfigError
+from fivefold.spellings import ALIASES, REFUSED_VALUES, THEIRS, meaning_of
 
 log = logging.getLogger("fivefold")
-
-# The spellings of other projects' users, to ours.
-ALIASES: dict[str, str] = {
-    "learning_rate": "lr",
-    "per_device_train_batch_size": "batch_size",
-    "grad_clip": "grad_clipping",
-    "max_grad_norm": "grad_clipping",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "max_steps": "num_training_steps",
-    "save_interval": "save_every",
-    "save_steps": "save_every",
-    "eval_steps": "eval_every",
-    "log_interval": "log_every",
-    "logging_steps": "log_every",
-    "gradient_accumulation_steps": "accumulation_steps",
-    "gradient_accumulation": "accumulation_steps",
-    "out_dir": "output_dir",
-    "save_dir": "output_dir",
-    "activation_checkpointing": "gradient_checkpointing",
-    "torch_compile": "compile",
-    "max_length": "input_length",
-    "max_seq_length": "input_length",
-    "max_source_length": "input_length",
-    "max_prompt_length": "input_length",
-    "max_target_length": "target_length",
-    "max_completion_length": "target_length",
-    "normalize": "normalise",
-    "model_name_or_path": "model",
-    "model_path": "model",
-}
-
-# Flags that exist elsewhere and that we refuse, with the reason.
-_NO_SPARSITY = (
-    "2:4 sparsity is not part of fivefold: in its authors' own measurements it was slower than the low-rank layers "
-    "without it; leave it out"
-)
-_NO_COLA = "CoLA's nonlinearity between the factors is not part of fivefold; leave it out"
-_NO_LOST = "LOST's sparse columns beside the factors are not part of fivefold; leave it out"
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "enable_2to4_sparse",
-            "attn_2by4",
-            "mlp_2by4",
-            "activation_2by4",
-            "activation_sparse_method",
-            "permute_2by4",
-            "activation_dense_warmup_steps",
-            "dx_direct_sparse",
-            "flip_rate",
-            "squ_relu",
-        ),
-        _NO_SPARSITY,
-    ),
-    **dict.fromkeys(("cola_silu", "cola_sparse_method"), _NO_COLA),
-    **dict.fromkeys(("lost_sparsity", "lost_gamma"), _NO_LOST),
-    "loro_fallback_freq": "exact steps are damped and need no fallback; leave it out",
-    "momentum_reset_steps": "say --optimizer loro_adamw --loro_refresh all --loro_refresh_freq STEPS instead",
-    "c4_local": "name the files or the folder with --data",
-    "continue_from": "say --resume to go on with a run, or --model FOLDER to start from its weights",
-    "proj_type": "gradients are projected on their smaller side, which GaLore calls std; leave it out",
-    "max_train_tokens": "say --num_training_steps, each of total_batch_size x input_length tokens",
-}
-REFUSED_VALUES: dict[tuple[str, str], str] = {
-    ("optimizer", "adamw_cola"): _NO_COLA,
-    ("optimizer", "lost"): _NO_LOST,
-    ("scheduler", "cosine_restart_zero"): "cosine_restart warms up from zero here; say --scheduler cosine_restart",
-}
-
-# Flags that ask for what is done anyway: said, not refused, so that the command lines of other projects run.
-NEEDLESS: dict[str, str] = {
-    "single_gpu": "without torchrun there is one process on one GPU",
-    "workers": "one thread prepares batches faster than a model takes them",
-    "save_ckpt": "checkpoints are always written, see --save_every",
-    "use_hf_model": "decoders are transformers' own",
-    "name": "a run goes by the name of its folder, see --output_dir",
-    "tags": "Weights & Biases shows every setting of a run, to group and filter by",
-}
 
 _OWN_FLAGS = ("recipe", "dry_run", "print_config", "help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -134,15 +56,18 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
     hints = {field.name: hint for group in groups.values() for field, hint in _fields(group)}
     types = {name: bool if hint == bool | None else hint for name, hint in hints.items()}
     parser = _build_parser(verb, run, groups)
-    own, given = _read_words(argv, types, positional)
+    own, words = _read_words(argv, types, positional)
     if "help" in own:
         return Invocation({}, False, False, parser.format_help())
+    given, implied = words.values, words.implied
     unused: dict[str, list[str]] = {}
     if "recipe" in own:
         recipe = _read_recipe(own["recipe"], types)
-        unused = _unused(recipe, given, groups.values())
+        unused = _unused(recipe.values, given, groups.values())
         dropped = set(itertools.chain(*unused.values()))
-        given = {name: value for name, value in recipe.items() if name not in dropped} | given
+        given = {name: value for name, value in recipe.values.items() if name not in dropped} | given
+        implied = recipe.implied | implied
+    given = implied | given
     try:
         flat = parser.parse_args([f"--{name}={value}" for name, value in given.items()]).as_dict()
     except ArgumentError as error:
@@ -205,21 +130,53 @@ def _build_parser(verb: str, run: Callable[..., None], groups: Mapping[str, type
     return parser
 
 
-def _read_words(
-    argv: list[str], types: Mapping[str, Any], positional: str | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Split the command line into our own flags and the verb's, each as one string that the parser reads."""
-    own: dict[str, str] = {}
-    given: dict[str, str] = {}
-    spelling: dict[str, str] = {}  # canonical name -> how the user wrote it
+@dataclasses.dataclass
+class _Given:
+    """What was said, each setting once, as the string that the parser reads."""
+
+    types: Mapping[str, Any]
+    recipe: str | None = None
+    """The file that says it, if it is not the command line."""
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
+    implied: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What holds where nobody says anything else."""
+    spelling: dict[str, str] = dataclasses.field(default_factory=dict)
+    """How each setting was written."""
+
+    def put(self, name: str, text: str, written: str) -> None:
+        """Note a setting; ConfigError if it has another value already."""
+        if (before := self.values.get(name, text)) != text:
+            earlier = self.spelling[name]
+            what = f"--{written} was" if earlier == written else f"--{earlier} and --{written} mean the same and were"
+            if self.recipe is not None:
+                raise ConfigError(f"--recipe {self.recipe!r} gives {name!r} twice, as {before!r} and {text!r}.")
+            raise ConfigError(f"{what} given as {before!r} and {text!r}; give one of them.")
+        self.values[name], self.spelling[name] = text, written
+
+    def put_theirs(self, name: str, value: str, written: str) -> None:
+        """Note what a flag of another project asks for; ConfigError if that is not here."""
+        meaning = meaning_of(name, value)
+        if not {*meaning.settings, *meaning.implied} <= set(self.types):
+            raise ConfigError(f"--{written} has no use here; leave it out.")
+        if meaning.note:
+            where = f"{written} in --recipe" if self.recipe is not None else f"--{written}"
+            log.info("%s changes nothing: %s.", where, meaning.note)
+        for setting, text in meaning.settings.items():
+            self.put(setting, text, written)
+        self.implied |= meaning.implied
+
+
+def _read_words(argv: list[str], types: Mapping[str, Any], positional: str | None) -> tuple[dict[str, str], _Given]:
+    """Split the command line into our own flags and the verb's."""
+    own, given = _Given(types), _Given(types)
     index = 0
-    if positional and argv and not argv[0].startswith("-"):
-        argv = [f"--{positional}", *argv]
+    if argv and not argv[0].startswith("-") and (positional or argv[0].endswith((".json", ".yaml"))):
+        argv = [f"--{positional or 'recipe'}", *argv]
     while index < len(argv):
         word = argv[index]
         index += 1
         if word in ("-h", "--help"):
-            own["help"] = "true"
+            own.values["help"] = "true"
             continue
         if not word.startswith("--"):
             raise ConfigError(f"Got {word!r} where a flag was expected; flags start with --, see --help.")
@@ -229,17 +186,12 @@ def _read_words(
         while not has_value and index < len(argv) and not argv[index].startswith("--"):
             values.append(argv[index])
             index += 1
-        if name in NEEDLESS:
-            log.info("--%s changes nothing: %s.", written, NEEDLESS[name])
+        if name not in types and name not in _OWN_FLAGS:
+            given.put_theirs(name, " ".join(values) or "true", written)
             continue
         text = _flag_value(written, name, negated, values, bool if name in _OWN_FLAGS[1:] else types.get(name, str))
-        target = own if name in _OWN_FLAGS else given
-        if target.get(name, text) != text:
-            same = spelling[name] == written
-            what = f"--{written} was" if same else f"--{spelling[name]} and --{written} mean the same and were"
-            raise ConfigError(f"{what} given as {target[name]!r} and {text!r}; give one of them.")
-        target[name], spelling[name] = text, written
-    return own, given
+        (own if name in _OWN_FLAGS else given).put(name, text, written)
+    return own.values, given
 
 
 def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
@@ -252,10 +204,8 @@ def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
             return candidate, negated
         if ALIASES.get(candidate) in types:
             return ALIASES[candidate], negated
-    if name in NEEDLESS:
+    if name in THEIRS:
         return name, False
-    if name in REFUSED:
-        raise ConfigError(f"--{name} is refused: {REFUSED[name]}.")
     known = [*types, *_OWN_FLAGS, *(alias for alias, target in ALIASES.items() if target in types)]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean --{nearest[0]}?" if nearest else "see --help for those there are."
@@ -274,15 +224,20 @@ def _flag_value(written: str, name: str, negated: bool, values: list[str], hint:
         if len(values) == 1 and values[0].startswith("["):
             return values[0]
         return json.dumps(values, ensure_ascii=False)
-    if typing.get_origin(hint) is typing.Literal and values[0].lower() in typing.get_args(hint):
-        return values[0].lower()
     if len(values) > 1:
         raise ConfigError(f"--{written} got {len(values)} values ({' '.join(values)}); it takes one. Quote spaces.")
-    return values[0]
+    return _choice(values[0], hint)
 
 
-def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
-    """A recipe's values as the strings that the flags would have been given."""
+def _choice(value: str, hint: Any) -> str:
+    """A value as the choices of a setting spell it; a bare `no` in YAML is false."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    value = value.lower() if value.lower() in choices else value
+    return "no" if value == "false" and "no" in choices else value
+
+
+def _read_recipe(file: str, types: Mapping[str, Any]) -> _Given:
+    """What a recipe says."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--recipe {file!r}: there is no such file.")
@@ -292,18 +247,16 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError(f"--recipe {file!r} is not valid YAML or JSON: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--recipe {file!r} holds a {type(content).__name__}; expected flag names and their values.")
-    recipe: dict[str, str] = {}
+    recipe = _Given(types, file)
     for key, item in content.items():
-        value = _as_text(item)
         name, negated = _canonical(str(key), types)
-        if name in NEEDLESS:
-            log.info("%s in --recipe changes nothing: %s.", name, NEEDLESS[name])
-            continue
         if negated or name in _OWN_FLAGS:
             raise ConfigError(f"--recipe {file!r} holds {key!r}, which only works as a flag.")
-        if recipe.get(name, value) != value:
-            raise ConfigError(f"--recipe {file!r} gives {name!r} twice, as {recipe[name]!r} and {value!r}.")
-        recipe[name] = value
+        if name not in types:
+            recipe.put_theirs(name, _as_text(item), str(key))
+            continue
+        is_list = typing.get_origin(types[name]) is list and isinstance(item, str) and not item.startswith("[")
+        recipe.put(name, _choice(_as_text([item] if is_list else item), types[name]), str(key))
     return recipe
 
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from fivefold.cli import VERBS, main
-from fivefold.flags import ALIASES, NEEDLESS, REFUSED, parse
+from fivefold.flags import parse
+from fivefold.spellings import ALIASES, NEEDLESS, REFUSED
 from fivefold.training.step_cost import StepCost
 
 ROOT = Path(__file__).parents[2]

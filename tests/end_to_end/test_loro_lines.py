@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fivefold.cli import main
-from fivefold.flags import ALIASES
+from fivefold.spellings import ALIASES
 
 T5_SMALL_RANK_64 = r"""
 fivefold pretrain \

@@ -202,6 +202,12 @@ def test_words_before_the_first_flag_go_to_the_positional_field():
     assert invocation.settings["reading"].data == ["a", "b"]
 
 
+def test_a_json_file_alone_is_a_recipe(tmp_path):
+    (tmp_path / "r.json").write_text('{"data": "x.json", "note": "n"}')  # one name is a list of one
+    reading, learning = read(str(tmp_path / "r.json"), "--lr", "2")
+    assert (reading.data, learning.note, learning.lr) == (["x.json"], "n", 2)
+
+
 def test_help_shows_every_flag_with_its_documentation():
     text = parse("verb", run, ["--help"]).help_text
     assert all(word in text for word in ("--data", "--num_training_steps", "Rate.", "--recipe", "--dry_run"))

@@ -72,14 +72,15 @@ def run(
         loop = replace(loop, epochs=DEFAULT_EPOCHS)
 
     def open_tokenizer() -> "tuple[PreTrainedTokenizerBase | None, list[str]]":
-        chat, unchecked = chat_format_unless_on_hub(corpus, data, model, dry_run)
+        chat, unchecked = chat_format_unless_on_hub(corpus, data, model, dry_run, reads_text=True)
         return None if chat is None else chat.tokenizer, unchecked
 
     def build_task(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Task":
         if model.model_type == "llama" and data.packing:
             check_packing(network)
         dialogues = build_dialogues(corpus, data, ChatFormat(tokenizer, model.model_type or "t5"), seed=loop.seed)
-        shown, observe = dialogues.held_out[: sample.samples], None
+        conversations = [messages for messages in dialogues.held_out if messages[-1]["role"] == "assistant"]
+        shown, observe = conversations[: sample.samples], None
         if shown:
             answerer = Answerer(
                 without_wrapper(network), tokenizer, data.input_length if model.model_type == "t5" else None

@@ -13,6 +13,8 @@ from fivefold.tokenizer.chat_format import Message
 
 MESSAGES = "messages"
 """The field of a converted record that holds its conversation."""
+TEXT = "text"
+"""The role of plain text, which stands alone as a conversation of one message."""
 
 ROLES = {
     "system": "system",
@@ -34,12 +36,16 @@ def open_conversations(settings: CorpusSettings) -> Corpus:
     """The conversations that `--data` names, each a record {"messages": [...]}; what cannot be used is a bad line.
 
     A conversation is user and assistant by turns, the user first and the assistant last, perhaps behind one system
-    message; no turn is empty.
+    message; no turn is empty. A record that is no conversation, but has a text in `text_field`, is plain text; if that
+    field was named, all records are.
 
     Raises:
         ConfigError, DataError: nothing named, or something that cannot be found, fetched or read.
     """
-    return open_corpus(settings, (), ShapeReader(CONVERSATION_SHAPES, "conversation"))
+    name = settings.text_field
+    text = _plain_shape("plain text", name, lambda record: name in record, lambda record: _read_text(record, name))
+    shapes = (*CONVERSATION_SHAPES, text) if name == CorpusSettings().text_field else (text,)
+    return open_corpus(settings, (), ShapeReader(shapes, "conversation"))
 
 
 def as_messages(turns: Any) -> list[Message]:
@@ -176,6 +182,12 @@ def _read_pair(record: Record) -> Record:
     if isinstance(answer, list):
         return _finished([*before, *as_messages(answer)])
     return _finished([*before, {"role": "assistant", "content": text_of(answer, "the answer")}])
+
+
+def _read_text(record: Record, name: str) -> Record:
+    if not text_of(record[name], name):
+        raise BadRecord(f"{name} is empty")
+    return {MESSAGES: [{"role": TEXT, "content": record[name]}]}
 
 
 def is_preference(record: Record) -> bool:

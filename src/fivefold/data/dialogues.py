@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from time import monotonic
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.build import EVALUATION_SEED
-from fivefold.data.conversations import MESSAGES, open_conversations
+from fivefold.data.conversations import MESSAGES, TEXT, open_conversations
 from fivefold.data.examples import PackedSource
 from fivefold.data.held_out import is_held_out, text_digest
 from fivefold.data.pairs import EncodedSource
@@ -57,14 +57,13 @@ def build_dialogues(corpus: CorpusSettings, data: DialogueSettings, chat: ChatFo
     """
     held_out: list[list[Message]] = []
     digests: set[int] = set()
-    if data.validation_data:
-        apart = replace(corpus, data=data.validation_data, data_split=data.validation_split)
-        held_out = list(islice(_conversations(apart), data.validation_documents))
+    if (apart := data.validation_corpus(corpus)) is not None:
+        held_out = list(islice(_conversations(apart, chat), data.validation_documents))
         digests = {text_digest(_first(messages)) for messages in held_out}
 
     def training_conversations() -> Iterator[list[Message]]:
-        for messages in _conversations(corpus):
-            if data.validation_data:
+        for messages in _conversations(corpus, chat):
+            if apart is not None:
                 if text_digest(_first(messages)) not in digests:
                     yield messages
             elif not is_held_out(_first(messages), data.validation_frac):
@@ -74,7 +73,7 @@ def build_dialogues(corpus: CorpusSettings, data: DialogueSettings, chat: ChatFo
 
     pad_id = padding_id(chat)
     training = _encoded(training_conversations(), data, chat, pad_id, seed, shuffle=True)
-    if not data.validation_data and data.validation_frac and not held_out:
+    if apart is None and data.validation_frac and not held_out:
         raise DataError(
             f"No conversation was held out by validation_frac {data.validation_frac}; give a larger share, "
             "--validation_data, or 0 to hold none out."
@@ -105,12 +104,18 @@ def padding_id(chat: ChatFormat) -> int:
     return chat.tokenizer.eos_token_id if pad_id is None else pad_id
 
 
-def _conversations(corpus: CorpusSettings) -> Iterator[list[Message]]:
-    return (record[MESSAGES] for record in open_conversations(corpus))
+def _conversations(corpus: CorpusSettings, chat: ChatFormat) -> Iterator[list[Message]]:
+    for record in open_conversations(corpus):
+        if _is_text(record[MESSAGES]) and chat.family == "t5":
+            raise DataError(
+                f"--data {' '.join(corpus.data)} holds plain text, in which a T5 finds no answer to write; give "
+                "conversations, or learn the text with `fivefold pretrain`."
+            )
+        yield record[MESSAGES]
 
 
 def _first(messages: list[Message]) -> str:
-    return next(message["content"] for message in messages if message["role"] == "user")
+    return next(message["content"] for message in messages if message["role"] in ("user", TEXT))
 
 
 def _encoded(
@@ -133,8 +138,15 @@ def _encoded(
             log.info("read %s conversations, %s a second", f"{count:,}", f"{count / (told - began):,.0f}")
     if not examples:
         raise DataError("There are no conversations to train on: everything is held out, or the data are empty.")
-    note = f"{len(examples):,} {'answers' if chat.family == 't5' else 'rows'} of {count:,} conversations, {chat.cuts}"
     inputs, labels = zip(*examples, strict=True)
+    num_learned = sum(int((row[chat.family != "t5" :] != IGNORED_LABEL).sum()) for row in labels)
+    if not num_learned:
+        raise DataError("No row has a token to learn: there is no answer in any of them; see the chat template's.")
+    num_tokens = sum(map(len, inputs)) + (num_learned if chat.family == "t5" else 0)
+    note = (
+        f"{len(examples):,} {'answers' if chat.family == 't5' else 'rows'} of {count:,} conversations, "
+        f"{num_tokens:,} tokens, {num_learned:,} of them learned; {chat.cuts}"
+    )
     return EncodedSource(inputs, labels, pad_id=pad_id, seed=seed, shuffle=shuffle, note=note)
 
 
@@ -158,9 +170,13 @@ def _rows(conversations: Sequence[list[Message]], data: DialogueSettings, chat: 
     texts = [turn for conversation in turns for turn in conversation or []]
     befores = iter(chat.encode_template_texts([before for before, _ in texts]))
     answers = iter(chat.encode_answers([answer for _, answer in texts]))
+    plain_texts = iter(chat.encode_texts([messages[0]["content"] for messages in conversations if _is_text(messages)]))
     end_id = chat.answer_ids("")[-1]
     rows: list[Example] = []
     for messages, conversation in zip(conversations, turns, strict=True):
+        if _is_text(messages):
+            rows += _pieces(next(plain_texts), data.input_length)
+            continue
         row: list[tuple[Ids, Ids]] = []
         room, is_first = data.input_length, True
         for place, message in enumerate(messages):
@@ -182,6 +198,16 @@ def _rows(conversations: Sequence[list[Message]], data: DialogueSettings, chat: 
             room = data.input_length - sum(map(len, row[0])) if is_whole else 0
         rows.append(_row(row))
     return rows
+
+
+def _is_text(messages: list[Message]) -> bool:
+    return messages[0]["role"] == TEXT
+
+
+def _pieces(ids: Ids, length: int) -> list[Example]:
+    """A text in rows; each begins with the last token of the one before, so that every token is predicted once."""
+    pieces = [ids[start : start + length] for start in range(0, len(ids) - 1, length - 1)]
+    return [(piece, piece) for piece in pieces]
 
 
 def _alone(messages: list[Message], place: int) -> list[Message]:

@@ -48,14 +48,13 @@ def build_preferences(corpus: CorpusSettings, data: DialogueSettings, chat: Chat
     """
     held_out: list[Preference] = []
     digests: set[int] = set()
-    if data.validation_data:
-        apart = replace(corpus, data=data.validation_data, data_split=data.validation_split)
+    if (apart := data.validation_corpus(corpus)) is not None:
         held_out = list(islice(read_preferences(apart), data.validation_documents))
         digests = {text_digest(_first(preference)) for preference in held_out}
 
     def training_preferences() -> Iterator[Preference]:
         for preference in read_preferences(corpus):
-            if data.validation_data:
+            if apart is not None:
                 if text_digest(_first(preference)) not in digests:
                     yield preference
             elif not is_held_out(_first(preference), data.validation_frac):
@@ -67,7 +66,7 @@ def build_preferences(corpus: CorpusSettings, data: DialogueSettings, chat: Chat
     if not len(training):
         raise DataError("There are no pairs to train on: everything is held out or left out, or the data are empty.")
     note = str(chat.cuts)
-    if not data.validation_data and data.validation_frac and not held_out:
+    if apart is None and data.validation_frac and not held_out:
         raise DataError(
             f"No pair was held out by validation_frac {data.validation_frac}; give a larger share, --validation_data, "
             "or 0 to hold none out."

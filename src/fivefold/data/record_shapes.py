@@ -69,15 +69,15 @@ class ShapeReader:
         shape = next((shape for shape in self._shapes if shape.fits(record)), None)
         if shape is None:
             known = "; ".join(f"{shape.name} ({shape.fields})" for shape in self._shapes)
-            raise BadRecord(f"the fields {_fields(record)} are no {self._what}; known are {known}")
+            raise BadRecord(f"the columns {_fields(record)} are no {self._what}; expected {known}")
         if self._shape is None:
             self._shape = shape
             if shape.name not in self._said:
                 self._said.add(shape.name)
-                log.info("%s is read as %s.", self._name, shape.name)
+                log.info("data    %s: %s (%s)", self._name, shape.name, ", ".join(record))
         if shape is not self._shape:
             raise BadRecord(
-                f"the fields {_fields(record)} are {shape.name}, but the file began as {self._shape.name}; give each "
+                f"the columns {_fields(record)} are {shape.name}, but the file began as {self._shape.name}; give each "
                 "shape a file of its own"
             )
         return shape.read(record)

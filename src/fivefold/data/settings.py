@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fivefold.choices import refuse_changed
+from fivefold.corpus.settings import CorpusSettings
 from fivefold.errors import ConfigError
 
 MAX_LENGTH = 65_536
@@ -131,8 +132,8 @@ class DialogueSettings:
     tokenizer: str | None = None
     """Tokenizer folder or Hub id; by default the one of --model."""
     chat_template: str | None = None
-    """How conversations are written: labels or labels_zh (a line a turn, begun with who speaks), or a Jinja file; by
-    default the tokenizer's own template, else labels. It is saved with the model."""
+    """How conversations are written: labels or labels_zh (a line a turn, begun with who speaks), chatml, zephyr, or a
+    Jinja file; by default the tokenizer's own template, else labels. It is saved with the model."""
     input_length: int = 512
     """Most tokens of what a T5 reads, end mark included, or of a decoder's whole row, answers included. Of what is too
     long the oldest turns are left out, then the end of the last message."""
@@ -143,8 +144,9 @@ class DialogueSettings:
     """Put as many conversations into a row as fit, each seeing itself alone; batch_size then counts rows."""
     validation_data: list[str] = field(default_factory=list)
     """Files, folders, catalogue names or Hub ids for the held-out loss, instead of a held-out share of the data."""
-    validation_split: str = "validation"
-    """Split of the Hub data sets in --validation_data."""
+    validation_split: str | None = None
+    """Split of the Hub data sets in --validation_data, by default validation; without --validation_data that of --data,
+    instead of a held-out share."""
     validation_frac: float = 0.01
     """Share of the conversations held out for validation, by a hash of their first message; 0 for none."""
     validation_documents: int = 1000
@@ -159,6 +161,12 @@ class DialogueSettings:
             if length is not None and not least <= length <= MAX_LENGTH:
                 raise ConfigError(f"{name} is {length}; give a number of tokens from {least} to {MAX_LENGTH:,}.")
 
+    def validation_corpus(self, corpus: CorpusSettings) -> CorpusSettings | None:
+        """What to measure the held-out loss on; None if that is a share of the training data."""
+        if self.validation_data:
+            return replace(corpus, data=self.validation_data, data_split=self.validation_split or "validation")
+        return replace(corpus, data_split=self.validation_split) if self.validation_split else None
+
 
 @dataclass
 class BatchSettings:
@@ -170,10 +178,12 @@ class BatchSettings:
     """Samples of one optimizer step over all processes; without it, batch_size x accumulation_steps x processes."""
     accumulation_steps: int | None = None
     """Micro-batches whose gradients one process adds up; without it, what total_batch_size needs."""
+    eval_batch_size: int | None = None
+    """Samples at once when the held-out loss is measured; by default batch_size."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("batch_size", "total_batch_size", "accumulation_steps"):
+        for name in ("batch_size", "total_batch_size", "accumulation_steps", "eval_batch_size"):
             if getattr(self, name) is not None:
                 _check_at_least(self, name, 1)
 

@@ -1,7 +1,7 @@
 """Which model a run trains."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fivefold.errors import ConfigError
 
@@ -44,9 +44,43 @@ class TrainableSettings:
     adapter: str | None = None
     """PEFT JSON file, such as an adapter_config.json: only the adapter that it describes trains, and only that is
     saved; --model stays where it is and as it is."""
+    use_peft_lora: bool | None = None
+    """Train LoRA by the flags below, which stand for such a file; to give one of them says the same."""
+    lora_r: int | None = None
+    """Rank of LoRA, by default 64."""
+    lora_alpha: int | None = None
+    """Scale of LoRA, a factor of alpha / r on what it adds, by default 16."""
+    lora_dropout: float | None = None
+    """Dropout on what LoRA reads, by default 0.1."""
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Names of the layers that get LoRA, with blanks or commas between them; by default all-linear, every linear layer
+    but the output layer."""
 
     def __post_init__(self) -> None:
-        if self.freeze and self.adapter:
+        lora = [name for name, value in vars(self).items() if name.startswith("lora_") and value not in (None, [])]
+        if lora and self.use_peft_lora is False:
+            raise ConfigError(f"--{lora[0]} would change nothing with --use_peft_lora false; drop one of them.")
+        if self.adapter and (lora or self.use_peft_lora):
             raise ConfigError(
-                "--freeze would change nothing with --adapter, which leaves all of the model as it is; drop one."
+                f"--{(lora or ['use_peft_lora'])[0]} would change nothing with --adapter {self.adapter}, which says "
+                "all of an adapter; drop one of them."
             )
+        self.use_peft_lora = True if lora else self.use_peft_lora
+        if self.freeze and self.adapter_source:
+            raise ConfigError(
+                "--freeze would change nothing with an adapter, which leaves all of the model as it is; drop one."
+            )
+
+    @property
+    def adapter_source(self) -> str | dict[str, Any] | None:
+        """What describes the adapter to train: a file, or the fields of one; None without any."""
+        if not self.use_peft_lora:
+            return self.adapter
+        names = [name.strip() for text in self.lora_target_modules for name in text.split(",") if name.strip()]
+        return {
+            "peft_type": "LORA",
+            "r": 64 if self.lora_r is None else self.lora_r,
+            "lora_alpha": 16 if self.lora_alpha is None else self.lora_alpha,
+            "lora_dropout": 0.1 if self.lora_dropout is None else self.lora_dropout,
+            "target_modules": "all-linear" if names in ([], ["all-linear"]) else names,
+        }

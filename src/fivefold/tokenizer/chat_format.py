@@ -26,16 +26,35 @@ _LABELS = {
     "labels": {"system": "System:", "user": "User:", "assistant": "Assistant:"},
     "labels_zh": {"system": "\u7cfb\u7edf\uff1a", "user": "\u7528\u6237\uff1a", "assistant": "\u52a9\u624b\uff1a"},
 }
-BUILT_IN = tuple(_LABELS)
-"""The serialisations that have a name: a line a turn, begun with who speaks, in English or in Chinese."""
+_MARKS = {"chatml": "'<|im_start|>' + {role} + '\\n'", "zephyr": "'<|' + {role} + '|>\\n'"}
+"""Jinja for what begins a turn."""
+BUILT_IN = (*_LABELS, *_MARKS)
+"""The serialisations that have a name: a line a turn, begun with who speaks, in English or in Chinese; and two in which
+a mark begins every turn and another one ends it."""
 
 
-def built_in_template(name: str, family: Family) -> str:
+def built_in_template(name: str, family: Family, special_tokens: Sequence[str] = ()) -> str:
     """The Jinja template of a serialisation that has a name.
 
     T5: one message of the user's is the bare text, so that prompts stay what they are to a T5; anything longer is a
     labelled line a turn. Decoder: labelled lines, an end mark behind each answer, and at the end the assistant's label.
+    chatml and zephyr are the same for both; a turn of chatml ends with <|im_end|> where that is a special token, else
+    with the end mark, since a model learns to stop by single tokens only.
     """
+    if name in _MARKS:
+        end = "'<|im_end|>'" if name == "chatml" and "<|im_end|>" in special_tokens else "eos_token"
+        turn, answer = (_MARKS[name].format(role=role) for role in ("message['role']", "'assistant'"))
+        return (
+            "{{ bos_token if bos_token != '<|im_start|>' }}{% for message in messages %}"
+            + "{{ "
+            + turn
+            + " + message['content'] + "
+            + end
+            + " + '\\n' }}{% endfor %}"
+            + "{% if add_generation_prompt %}{{ "
+            + answer
+            + " }}{% endif %}"
+        )
     label = "{{ " + repr(_LABELS[name]) + "[message['role']] }}"
     if family == "t5":
         line = label + "{{ ' ' + message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}"
@@ -163,6 +182,20 @@ class ChatFormat:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_texts(self, texts: Sequence[str]) -> list[Ids]:
+        """Plain texts as a decoder learns them, in which the names of special tokens mean these.
+
+        In front stands what the tokenizer itself puts before a text, behind it the end mark, each once.
+        """
+        end = self.tokenizer.eos_token_id
+        start = [token for token in self.tokenizer("")["input_ids"] if token != end]
+        whole = []
+        for ids in self.encode_template_texts(texts):
+            before = start if ids[: len(start)].tolist() != start else []
+            behind = [end] if ids[-1:].tolist() != [end] else []
+            whole.append(np.concatenate([before, ids, behind]).astype(np.int32))
+        return whole
+
     def turns(self, messages: Sequence[Message]) -> list[tuple[str, str]] | None:
         """A conversation as a decoder learns it: by answer, the template's text since the one before, and the answer.
 
@@ -201,7 +234,11 @@ class ChatFormat:
             if own is None:
                 self.tokenizer.chat_template = built_in_template("labels", self.family)
             return
-        template = built_in_template(wanted, self.family) if wanted in BUILT_IN else _read_template(wanted)
+        template = (
+            built_in_template(wanted, self.family, special_names(self.tokenizer))
+            if wanted in BUILT_IN
+            else _read_template(wanted)
+        )
         if own is not None and own != template:
             raise ConfigError(
                 "--chat_template is not what the model's tokenizer has been trained with: it brings another template; "

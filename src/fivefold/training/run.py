@@ -1,5 +1,6 @@
 """A run from settings to a finished model: resume, train, keep checkpoints, write the final folder."""
 
+import json
 import logging
 import math
 import shlex
@@ -114,7 +115,12 @@ def run_training(
             prune_checkpoints(run_dir, loop.keep_last)
         processes.wait_for_all()
 
-    evaluate = _evaluation(trainer, validation, loop, plan.micro_batch_size, processes) if validation else None
+    if loop.load_best_model_at_end and validation is None:
+        raise ConfigError(
+            "--load_best_model_at_end chooses by the held-out loss, but nothing is held out; leave it out."
+        )
+    eval_batch_size = batch.eval_batch_size or plan.micro_batch_size
+    evaluate = _evaluation(trainer, validation, loop, eval_batch_size, processes) if validation else None
     with BatchLoader(training, plan, rank=processes.rank, first_step=state.step) as loader:
         steps = chain([next(loader)], loader)  # the first one before anything is written: bad data leave no run behind
         if processes.is_first:
@@ -134,6 +140,12 @@ def run_training(
             state = train(trainer, steps, state, loop, telemetry, evaluate, save, observe)
     if processes.is_first:
         loop_state = {"step": state.step, "tokens_seen": state.tokens_seen}
+        if loop.load_best_model_at_end:
+            best = (run_dir / "best").resolve()
+            load_weights(best, model)
+            stored = json.loads((best / "loop.json").read_text(encoding="utf-8"))
+            loop_state = {name: stored[name] for name in loop_state}
+            log.info("the final model is that of %s, whose held-out loss is the lowest", best.name)
         save_final(run_dir, model=model, tokenizer=tokenizer, loop_state=loop_state, run_settings=run_settings)
     processes.wait_for_all()
 

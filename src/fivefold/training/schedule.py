@@ -11,11 +11,13 @@ _INVERSE_SQRT_TIMESCALE = 10_000
 
 
 def warmup_length(total_steps: int, settings: ScheduleSettings) -> int:
-    """Number of warm-up steps: the one that was set, or a tenth of the run, at most 1000.
+    """Number of warm-up steps: the one or the part of the run that was set, or a tenth of the run, at most 1000.
 
     Raises:
         ConfigError: the warm-up is longer than the run.
     """
+    if settings.warmup_ratio is not None:
+        return math.ceil(settings.warmup_ratio * total_steps)
     if settings.warmup_steps is None:
         return min(1000, total_steps // 10)
     if settings.warmup_steps > total_steps:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from fivefold.choices import refuse_unused
 from fivefold.errors import ConfigError
@@ -133,12 +133,21 @@ class ScheduleSettings:
     """cosine_restart: no restarts during the warm-up."""
     decay_frac: float = field(default=0.2, metadata=_WSD)
     """wsd: the last part of the run in which the learning rate falls."""
+    warmup_ratio: float | None = None
+    """Linear warm-up as a part of the run, rounded up to whole steps, in place of warmup_steps."""
 
     def __post_init__(self) -> None:
         if self.scheduler == "const":
             self.scheduler = "constant"
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps is {self.warmup_steps}, but it must be 0 (no warm-up) or above.")
+        if self.warmup_ratio is not None:
+            if self.warmup_steps is not None:
+                raise ConfigError(
+                    f"warmup_steps is {self.warmup_steps} and warmup_ratio {self.warmup_ratio}; give one of the two."
+                )
+            if not 0 <= self.warmup_ratio <= 1:
+                raise ConfigError(f"warmup_ratio is {self.warmup_ratio}, but it must lie in [0, 1].")
         if not 0 <= self.min_lr_ratio <= 1:
             raise ConfigError(f"min_lr_ratio is {self.min_lr_ratio}, but it must lie in [0, 1].")
         if not 0 <= self.decay_frac <= 1:
@@ -163,16 +172,23 @@ class LoopSettings:
     """Optimizer steps to train for, by default 10,000; for sft what 3 epochs are."""
     epochs: float | None = None
     """Passes over the data to train for, instead of a number of steps; a half is half a pass."""
-    eval_every: int = 1000
+    eval_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When to measure the held-out loss: every eval_every steps, after each pass over the data, or (no) at the
+    end only, as with --eval_every 0."""
+    eval_every: int = field(default=1000, metadata={"eval_strategy": ("steps",)})
     """Steps between measurements of the held-out loss; 0 measures only at the end. LORO's default is 5000."""
     eval_samples: int = 256
     """Held-out samples to measure on, always the same ones; 0 for all."""
     log_every: int = 10
     """Steps between two lines of log.jsonl."""
-    save_every: int = 1000
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When to write a checkpoint, as for eval_strategy; the final model is always written."""
+    save_every: int = field(default=1000, metadata={"save_strategy": ("steps",)})
     """Steps between checkpoints; 0 writes only the final model. LORO's default is 10000."""
     keep_last: int = 2
     """Newest checkpoints to keep beside the best one; 0 keeps all."""
+    load_best_model_at_end: bool = False
+    """Make the checkpoint with the lowest held-out loss the final model, not the newest one."""
     resume: bool = False
     """Go on from the newest complete checkpoint in output_dir."""
     seed: int = 0
@@ -206,6 +222,20 @@ class LoopSettings:
         for name in ("eval_every", "eval_samples", "save_every", "keep_last"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 0 or above.")
+        for strategy, every in (("eval_strategy", "eval_every"), ("save_strategy", "save_every")):
+            refuse_unused(self, strategy)
+            if getattr(self, strategy) == "no":
+                setattr(self, strategy, "steps")
+                setattr(self, every, 0)
+        if self.load_best_model_at_end and (
+            self.eval_strategy != self.save_strategy
+            or not (self.eval_every and self.save_every)
+            or self.save_every % self.eval_every
+        ):
+            raise ConfigError(
+                "load_best_model_at_end compares checkpoints by their held-out loss, but not all are measured: give "
+                "--eval_strategy and --save_strategy the same (not no), and --save_every a multiple of --eval_every."
+            )
         if self.pure_bf16 and self.dtype != "bfloat16":
             raise ConfigError(f"pure_bf16 goes with --dtype bfloat16, but dtype is {self.dtype}; drop one of the two.")
         if not 0 <= self.seed < 2**63:
@@ -218,20 +248,33 @@ class LoopSettings:
         return 10_000 if self.num_training_steps is None else self.num_training_steps
 
     def with_steps(self, samples_per_epoch: int | None, samples_per_step: int) -> "LoopSettings":
-        """The same settings with a number of steps in place of `epochs`.
+        """The same settings with numbers of steps in place of epochs.
 
         Raises:
             ConfigError: the data have no end that is known.
         """
-        if self.epochs is None:
+        counted = self._counted_in_epochs
+        if not counted:
             return self
         if samples_per_epoch is None:
             raise ConfigError(
-                f"epochs is {self.epochs}, but text is read as training goes, and nobody knows where it ends; run "
-                "`fivefold prepare` and give its folder as --data, or say --num_training_steps."
+                f"{counted[0]} is {getattr(self, counted[0])}, but text is read as training goes, and nobody knows "
+                "where it ends; run `fivefold prepare` and give its folder as --data, or say --num_training_steps."
             )
-        steps = max(1, round(self.epochs * samples_per_epoch / samples_per_step))
-        return replace(self, num_training_steps=steps, epochs=None)
+        steps_per_epoch = samples_per_epoch / samples_per_step
+        changes: dict[str, Any] = {}
+        if self.epochs is not None:
+            changes = {"num_training_steps": max(1, round(self.epochs * steps_per_epoch)), "epochs": None}
+        for name in ("eval", "save"):
+            if f"{name}_strategy" in counted:
+                # Rounded up: a pass is over when it was looked at.
+                changes |= {f"{name}_strategy": "steps", f"{name}_every": math.ceil(steps_per_epoch)}
+        return replace(self, **changes)
+
+    @property
+    def _counted_in_epochs(self) -> list[str]:
+        strategies = [name for name in ("eval_strategy", "save_strategy") if getattr(self, name) == "epoch"]
+        return strategies if self.epochs is None else ["epochs", *strategies]
 
 
 @dataclass

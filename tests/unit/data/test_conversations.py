@@ -93,10 +93,16 @@ BAD = {
     ),
     "no_list": ({"messages": "q"}, "turns are a str, not a list of messages"),
     "history": ({"instruction": "i", "output": "o", "history": ["x"]}, "history is no list of pairs"),
-    "preference": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "'chosen', 'rejected' are no conversation; known"),
-    "labelled": ({"prompt": "q", "completion": "a", "label": False}, "'label' are no conversation; known are messages"),
-    "unknown": ({"text": "t"}, r"the fields 'text' are no conversation; known are messages \(messages: "),
-    "empty": ({}, "the fields of an empty record are no conversation"),
+    "preference": (
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "'chosen', 'rejected' are no conversation; expected",
+    ),
+    "labelled": (
+        {"prompt": "q", "completion": "a", "label": False},
+        "'label' are no conversation; expected messages",
+    ),
+    "unknown": ({"body": "t"}, r"the columns 'body' are no conversation; expected messages \(messages: "),
+    "empty": ({}, "the columns of an empty record are no conversation"),
     "surrogate": ({"prompt": "\ud83d", "response": "a"}, "the prompt holds half a character"),
 }
 
@@ -115,8 +121,8 @@ def test_bad_lines_are_skipped_as_far_as_allowed(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fivefold"):
         read = _read(tmp_path, {"instruction": "i", "output": ""}, alpaca, pair, {"x": 1}, alpaca, max_bad_lines=3)
     assert read == [_turns("i", "o")] * 2
-    assert [record.getMessage() for record in caplog.records if "read as" in record.getMessage()] == [
-        "data.jsonl is read as alpaca."
+    assert [record.getMessage() for record in caplog.records if record.getMessage().startswith("data ")] == [
+        "data    data.jsonl: alpaca (instruction, output)"
     ]
     assert "are prompt and response, but the file began as alpaca; give each shape a file of its own" in caplog.text
 
@@ -129,8 +135,8 @@ def test_each_file_has_a_shape_of_its_own(tmp_path, caplog):
         records = list(open_conversations(CorpusSettings(data=[first, second, third])))
     assert [record["messages"] for record in records] == [_turns("i", "o"), _turns("q", "a"), _turns("i", "o")]
     assert [record.getMessage() for record in caplog.records] == [
-        "a.jsonl is read as alpaca.",
-        "b.jsonl is read as prompt and response.",
+        "data    a.jsonl: alpaca (instruction, output)",
+        "data    b.jsonl: prompt and response (prompt, response)",
     ]
 
 
@@ -139,3 +145,20 @@ def test_a_transcript_is_told_from_talk_about_one():
     assert transcript("Human：q\nAssistant：a") == _turns("q", "a")
     assert transcript("Write: Human: x") is None
     assert transcript("Assistant: a\nHuman: q") is None
+
+
+@pytest.mark.parametrize(
+    ("record", "settings"), [({"text": " a "}, {}), ({"body": " a ", "id": 1}, {"text_field": "body"})]
+)
+def test_plain_text_stands_alone(record, settings, tmp_path):
+    assert _read(tmp_path, record, **settings) == [[{"role": "text", "content": " a "}]]
+
+
+def test_a_text_field_that_was_named_is_what_is_read(tmp_path):
+    alpaca = {"instruction": "i", "output": "o", "text": "whole", "body": "b"}
+    assert _read(tmp_path, alpaca) == [_turns("i", "o")]
+    assert _read(tmp_path, alpaca, text_field="body") == [[{"role": "text", "content": "b"}]]
+    with pytest.raises(DataError, match=r"the columns 'text' are no conversation; expected plain text \(body\)"):
+        _read(tmp_path, {"text": "a"}, text_field="body")
+    with pytest.raises(DataError, match="text is empty"):
+        _read(tmp_path, {"text": " "})

@@ -123,7 +123,7 @@ def test_equal_first_messages_share_one_fate(chat, tmp_path):
     assert len(trained) == len(talks) - len(dialogues.held_out)
     assert not any(text in prompt for text in held_out for prompt in trained)
     assert dialogues.validation is not None
-    assert "conversations, 0 prompts" in dialogues.training.describe()
+    assert " conversations, " in dialogues.training.describe()
 
 
 def test_validation_data_are_not_trained_on(chat, tmp_path):
@@ -164,3 +164,40 @@ def test_bad_data_are_refused(chat, tmp_path):
         chat.tokenizer.pad_token = None
         with pytest.raises(ConfigError, match="no padding token"):
             build_dialogues(corpus, DialogueSettings(validation_frac=0), chat, seed=0)
+
+
+@pytest.mark.parametrize("length", [2, 5, 7, 200])
+def test_plain_text_is_learned_whole(length):
+    chat = _chat("llama")
+    texts = [WORDS, "one", "two three</s>"]
+    data = DialogueSettings(input_length=length)
+    pairs = [
+        pair
+        for ids, labels in encode_dialogues([[{"role": "text", "content": text}] for text in texts], data, chat)
+        for pair in zip(ids[:-1].tolist(), labels[1:].tolist(), strict=True)
+    ]
+    # As transformers writes them, an end mark behind each: every token but the first is predicted, once.
+    whole = [chat.tokenizer(text.removesuffix("</s>"), add_special_tokens=False).input_ids for text in texts]
+    end = chat.tokenizer.eos_token_id
+    assert pairs == [pair for ids in whole for pair in zip(ids, [*ids[1:], end], strict=True)]
+
+
+def test_plain_text_beside_conversations(tmp_path):
+    chat = _chat("llama")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{WORDS} {n}"}) + "\n" for n in range(40)))
+    corpus = CorpusSettings(data=[_file(tmp_path, [_talk("one", "two")]), str(tmp_path / "text.jsonl")])
+    data = DialogueSettings(input_length=64, validation_frac=0.2, packing=True)
+    dialogues = build_dialogues(corpus, data, chat, seed=0)
+    assert 0 < len(dialogues.held_out) < 20
+    assert " of them learned; " in dialogues.training.describe()
+    with pytest.raises(DataError, match="holds plain text, in which a T5 finds no answer to write"):
+        build_dialogues(corpus, data, _chat("t5"), seed=0)
+
+
+def test_rows_without_anything_to_learn_are_refused(tmp_path):
+    chat = _chat("llama")
+    chat.encode_answers = lambda texts, most=None: [np.zeros(0, np.int32) for _ in texts]
+    chat.answer_ids = lambda text, most=None: np.ones(1, np.int32)
+    corpus = CorpusSettings(data=[_file(tmp_path, [_talk("one", "two")])])
+    with pytest.raises(DataError, match="No row has a token to learn"):
+        build_dialogues(corpus, DialogueSettings(validation_frac=0), chat, seed=0)

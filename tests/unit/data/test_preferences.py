@@ -90,7 +90,7 @@ BAD = {
         "the last turn is the assistant's",
     ),
     "number": ({"prompt": "q", "chosen": 1, "rejected": 2}, "the chosen answer is a int, not text"),
-    "conversation": ({"instruction": "i", "output": "o"}, "'instruction', 'output' are no preference; known are"),
+    "conversation": ({"instruction": "i", "output": "o"}, "'instruction', 'output' are no preference; expected"),
     "label": ({"prompt": "q", "completion": "a", "label": "good"}, "label: true or false"),
 }
 

@@ -225,11 +225,8 @@ def test_a_template_may_be_a_file(tmp_path):
     (tmp_path / "chat.jinja").write_text(built_in_template("labels_zh", "t5"), encoding="utf-8")
     chat = ChatFormat(_ours(), "t5", str(tmp_path / "chat.jinja"))
     assert chat.tokenizer.chat_template == built_in_template("labels_zh", "t5")
-    assert BUILT_IN == ("labels", "labels_zh")
-    with pytest.raises(
-        ConfigError, match="--chat_template chatml is none of labels, labels_zh, and as a file it cannot"
-    ):
-        ChatFormat(_ours(), "t5", "chatml")
+    with pytest.raises(ConfigError, match=f"--chat_template alpaca is none of {', '.join(BUILT_IN)}, and as a file it"):
+        ChatFormat(_ours(), "t5", "alpaca")
 
 
 def test_what_cannot_be_a_chat_format_is_refused():
@@ -247,3 +244,27 @@ def _byte_level_with(template):
     tokenizer = _byte_level()
     tokenizer.chat_template = template
     return tokenizer
+
+
+MARKED = {
+    "chatml": "<|im_start|>user\nhello there{end}\n<|im_start|>assistant\n你好世界{end}\n",
+    "zephyr": "<|user|>\nhello there{end}\n<|assistant|>\n你好世界{end}\n",
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("make", [_ours, _byte_level])
+def test_a_template_with_marks_is_transformers_text_and_its_end_of_turn_is_learned(name, make):
+    tokenizer, reference = make(), make()
+    tokenizer.chat_template = None
+    chat = ChatFormat(tokenizer, "llama", name)
+    messages = [QUESTION, ANSWER]
+    bos = tokenizer.bos_token if tokenizer.bos_token not in (None, "<|im_start|>") else ""
+    text = bos + MARKED[name].format(end=tokenizer.eos_token)
+    reference.chat_template = tokenizer.chat_template
+    assert reference.apply_chat_template(messages, tokenize=False) == text
+    learned = [*chat.prompt_ids([QUESTION]), *chat.answer_ids(ANSWER["content"])]
+    assert learned == reference(text.removesuffix("\n"), add_special_tokens=False).input_ids
+    assert learned[-1] == tokenizer.eos_token_id == chat.end_ids[-1]
+    ((before, answer),) = chat.turns(messages)
+    assert before + answer + tokenizer.eos_token + "\n" == text

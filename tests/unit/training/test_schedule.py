@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from transformers import (
+    TrainingArguments,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_inverse_sqrt_schedule,
     get_linear_schedule_with_warmup,
@@ -177,3 +178,10 @@ def test_a_warm_up_as_long_as_the_run_never_leaves_it_and_a_longer_one_is_refuse
     assert factors(4, warmup_steps=4) == [0.25, 0.5, 0.75, 1.0]
     with pytest.raises(ConfigError, match="warmup_steps is 5, longer than the run of 4 steps"):
         factors(4, warmup_steps=5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.03, 0.5])
+@pytest.mark.parametrize("total", [1, 33, 100])
+def test_a_ratio_warms_up_for_as_many_steps_as_with_transformers(ratio, total):
+    theirs = TrainingArguments(output_dir="unused", warmup_steps=ratio, use_cpu=True).get_warmup_steps(total)
+    assert warmup_length(total, ScheduleSettings(warmup_ratio=ratio)) == theirs

@@ -42,6 +42,12 @@ def test_peak_lr_is_the_given_one_or_the_customary_one(optimizer):
         (lambda: OptimizerSettings(optimizer="adafactor", beta1=0.5, eps=1e-8), "adafactor has no beta1 or eps"),
         (lambda: ScheduleSettings(warmup_steps=-1), "warmup_steps"),
         (lambda: ScheduleSettings(min_lr_ratio=1.5), "min_lr_ratio"),
+        (lambda: ScheduleSettings(warmup_ratio=1.5), "warmup_ratio is 1.5"),
+        (lambda: ScheduleSettings(warmup_steps=3, warmup_ratio=0.1), "give one of the two"),
+        (lambda: LoopSettings(eval_strategy="epoch", eval_every=5), "--eval_strategy epoch has no eval_every"),
+        (lambda: LoopSettings(save_strategy="no", save_every=5), "--save_strategy no has no save_every"),
+        (lambda: LoopSettings(load_best_model_at_end=True, eval_strategy="no"), "but not all are measured"),
+        (lambda: LoopSettings(load_best_model_at_end=True, eval_every=3), "but not all are measured"),
         (lambda: ScheduleSettings(decay_frac=-0.1), "decay_frac"),
         (lambda: ScheduleSettings(scheduler="cosine_restart"), "needs the steps between two restarts"),
         (lambda: ScheduleSettings(scheduler="cosine_restart", cosine_restart_freq=0), "cosine_restart_freq is 0"),
@@ -64,3 +70,15 @@ def test_peak_lr_is_the_given_one_or_the_customary_one(optimizer):
 def test_settings_that_cannot_work_are_refused_in_one_sentence(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+def test_a_strategy_becomes_numbers_of_steps():
+    assert LoopSettings(eval_strategy="no", save_strategy="no") == LoopSettings(eval_every=0, save_every=0)
+    loop = LoopSettings(epochs=3, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True)
+    # 10.5 steps a pass: measured when a pass is over, three times in all, the last time at the end.
+    told = LoopSettings(num_training_steps=32, eval_every=11, save_every=11, load_best_model_at_end=True)
+    assert loop.with_steps(84, 8) == told
+    by_steps = LoopSettings(num_training_steps=5, save_strategy="epoch")
+    assert by_steps.with_steps(84, 8) == LoopSettings(num_training_steps=5, save_every=11)
+    with pytest.raises(ConfigError, match="save_strategy is epoch, but text is read as training goes"):
+        by_steps.with_steps(None, 8)

@@ -128,10 +128,9 @@ def run_stage(
                 print(f"would stop     {obstacle}")
             return
         task = build_task(network, tokenizer)
-        if loop.epochs is not None:
-            per_epoch = task.training.samples_per_epoch
-            per_step = plan_batches(stage.batch, processes.world_size).global_batch_size
-            loop = loop.with_steps(per_epoch, per_step)
+        per_epoch = task.training.samples_per_epoch
+        loop = loop.with_steps(per_epoch, plan_batches(stage.batch, processes.world_size).global_batch_size)
+        if stage.loop.epochs is not None:
             check_settings(stage.batch, stage.schedule, loop, processes.world_size)
             if processes.is_first:
                 print(f"steps   {loop.total_steps:,}: {stage.loop.epochs:g} epochs of {per_epoch:,} samples")

@@ -31,12 +31,13 @@ def open_tokenizer_unless_on_hub(
 
 
 def chat_format_unless_on_hub(
-    corpus: CorpusSettings, data: DialogueSettings, model: ModelSettings, dry_run: bool
+    corpus: CorpusSettings, data: DialogueSettings, model: ModelSettings, dry_run: bool, *, reads_text: bool = False
 ) -> tuple[ChatFormat | None, list[str]]:
     """How a model's conversations are written, and the Hub ids nobody has looked up, as above.
 
     Args:
         model: as `resolve_model` returns it.
+        reads_text: whether a decoder can learn plain text, too.
 
     Raises:
         ConfigError: no data, no tokenizer, prepared text, or another template than the tokenizer's own.
@@ -44,7 +45,8 @@ def chat_format_unless_on_hub(
     """
     if not corpus.data:
         raise ConfigError("--data is missing: name conversations, such as zh_instructions or a file of your own.")
-    check_record_settings(corpus)
+    if not (reads_text and model.model_type == "llama"):
+        check_record_settings(corpus)
     if (folder := prepared_folder(corpus)) is not None:
         raise ConfigError(f"--data names {folder}, which holds prepared text; give conversations.")
     name = data.tokenizer or model.model
@@ -52,6 +54,9 @@ def chat_format_unless_on_hub(
         raise ConfigError("--tokenizer is missing: a fresh model brings none; or give a trained --model.")
     assert model.model_type is not None
     unchecked = check_sources(corpus)
+    split = data.validation_split if data.validation_split and not data.validation_data else corpus.data_split
+    if not unchecked and split != CorpusSettings().data_split:
+        raise ConfigError(f"--data {' '.join(corpus.data)} has no splits such as {split}; name files for each use.")
     if data.validation_data:
         unchecked += check_sources(replace(corpus, data=data.validation_data))
     tokenizer = _unless_on_hub(lambda: load_tokenizer(name, is_offline=dry_run), name, dry_run)

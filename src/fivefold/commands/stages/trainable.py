@@ -5,6 +5,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from fivefold.adapters.attach import attach_adapter
+from fivefold.adapters.config import read_adapter_config
 from fivefold.errors import ConfigError
 from fivefold.lowrank.settings import LowRankSettings
 from fivefold.models.freeze import freeze
@@ -28,15 +29,18 @@ def for_fine_tuning(
     """The same settings with learning rates filled in that suit weights which are trained already.
 
     Raises:
-        ConfigError: an optimizer of factors for an adapter.
+        ConfigError: an optimizer of factors for an adapter, or an adapter that cannot be.
     """
-    if trainable.adapter and optimizer.optimizer in FACTOR_OPTIMIZERS:
+    if trainable.adapter_source is not None:
+        # Before a large model is opened for nothing.
+        read_adapter_config(trainable.adapter_source, is_t5=model.model_type == "t5")
+    if trainable.adapter_source is not None and optimizer.optimizer in FACTOR_OPTIMIZERS:
         raise ConfigError(
-            f"--optimizer {optimizer.optimizer} trains low-rank layers, which --adapter leaves as they are; give adamw."
+            f"--optimizer {optimizer.optimizer} trains low-rank layers, which an adapter leaves alone; give adamw."
         )
     if model.model is None:
         return optimizer
-    share = ADAPTER_SHARE if trainable.adapter else FINE_TUNING_SHARE
+    share = ADAPTER_SHARE if trainable.adapter_source is not None else FINE_TUNING_SHARE
     dense_lr = optimizer.dense_lr
     if dense_lr is None and optimizer.lr is None:
         dense_lr = share * optimizer.peak_dense_lr(is_t5=model.model_type == "t5")
@@ -73,11 +77,11 @@ def choose_trainable(
     """
     if trainable.freeze:
         freeze(network, trainable.freeze)
-    if trainable.adapter is None:
+    if trainable.adapter_source is None:
         return network
     if model.model is None or low_rank.loro_scope is not None:
         raise ConfigError(
-            "--adapter needs a --model that stays as it is in its folder: a fresh model has none, and --loro_scope "
+            "An adapter needs a --model that stays as it is in its folder: a fresh model has none, and --loro_scope "
             "makes another one; save that first."
         )
-    return attach_adapter(network, trainable.adapter, model.model, seed=seed)
+    return attach_adapter(network, trainable.adapter_source, model.model, seed=seed)
