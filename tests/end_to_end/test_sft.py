@@ -150,15 +150,17 @@ def test_what_is_frozen_stays(bases, tmp_path):
     assert yaml.safe_load((run / "run.yaml").read_text())["freeze"] == ["embeddings"]
 
 
-@pytest.mark.parametrize("family", ["t5", "llama"])
-def test_an_adapter_is_trained_saved_resumed_and_opened_by_peft(family, bases, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "optimizer"), [("t5", "adamw"), ("llama", "adamw"), ("t5", "loraplus"), ("llama", "lorafa")]
+)
+def test_an_adapter_is_trained_saved_resumed_and_opened_by_peft(family, optimizer, bases, tmp_path):
     adapter = bases["lora.json"]
     if family == "llama":
         (tmp_path / "lora.json").write_text(
             json.dumps(LORA | {"target_modules": "all-linear", "task_type": "CAUSAL_LM"})
         )
         adapter = tmp_path / "lora.json"
-    changes = {"model": bases[family], "adapter": adapter, "packing": True}
+    changes = {"model": bases[family], "adapter": adapter, "packing": True, "optimizer": optimizer}
     run = _sft(bases, tmp_path / "run", **changes)
     assert not (run / "final" / "model.safetensors").exists()
     base = T5Model if family == "t5" else LlamaForCausalLM
@@ -203,13 +205,14 @@ def test_conversations_of_several_turns_and_epochs(bases, tmp_path, capsys):
     assert model.config.model_type == "t5"
 
 
-def test_a_dry_run_does_nothing(bases, tmp_path, capsys):
-    words = _words(bases, tmp_path / "run", adapter=bases["lora.json"], num_training_steps=None)
+@pytest.mark.parametrize(("optimizer", "factors"), [("adamw", 2), ("lorafa", 1)])
+def test_a_dry_run_does_nothing(optimizer, factors, bases, tmp_path, capsys):
+    words = _words(bases, tmp_path / "run", adapter=bases["lora.json"], optimizer=optimizer, num_training_steps=None)
     assert main([*words, "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "epochs: 3.0" in printed
     assert "-m fivefold sft " in printed
-    assert "of which 384 train" in printed  # 3 attentions, q and v of each, 2 factors of 2 x 16
+    assert f"of which {3 * 2 * factors * 2 * 16} train" in printed  # attentions, q and v, factors of 2 x 16
     assert not (tmp_path / "run").exists()
 
 
