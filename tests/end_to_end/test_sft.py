@@ -157,7 +157,10 @@ ADAPTERS = {
     "llama, AdaLoRA": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "tfinal": 1, "total_step": 1000},
     "thin, AdaLoRA": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "lora_dropout": 0.1},
     "llama, PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
+    "t5, LoRA+": LORA,
+    "llama, LoRA-FA": LORA | {"target_modules": "all-linear"},
 }
+OPTIMIZERS = {"t5, LoRA+": "loraplus", "llama, LoRA-FA": "lorafa"}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -165,6 +168,7 @@ def test_an_adapter_is_trained_saved_resumed_and_opened_by_peft(name, bases, tmp
     family = name.partition(",")[0]
     (tmp_path / "adapter.json").write_text(json.dumps(ADAPTERS[name]))
     changes = {"model": bases[family], "adapter": tmp_path / "adapter.json", "packing": True, "lr": 0.01}
+    changes["optimizer"] = OPTIMIZERS.get(name, "adamw")
     changes["gradient_checkpointing"] = True if family == "llama" else None
     run = _sft(bases, tmp_path / "run", **changes)
     assert not (run / "final" / "model.safetensors").exists()
@@ -217,13 +221,14 @@ def test_conversations_of_several_turns_and_epochs(bases, tmp_path, capsys):
     assert model.config.model_type == "t5"
 
 
-def test_a_dry_run_does_nothing(bases, tmp_path, capsys):
-    words = _words(bases, tmp_path / "run", adapter=bases["lora.json"], num_training_steps=None)
+@pytest.mark.parametrize(("optimizer", "factors"), [("adamw", 2), ("lorafa", 1)])
+def test_a_dry_run_does_nothing(optimizer, factors, bases, tmp_path, capsys):
+    words = _words(bases, tmp_path / "run", adapter=bases["lora.json"], optimizer=optimizer, num_training_steps=None)
     assert main([*words, "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "epochs: 3.0" in printed
     assert "-m fivefold sft " in printed
-    assert "of which 384 train" in printed  # 3 attentions, q and v of each, 2 factors of 2 x 16
+    assert f"of which {3 * 2 * factors * 2 * 16} train" in printed  # attentions, q and v, factors of 2 x 16
     assert not (tmp_path / "run").exists()
 
 

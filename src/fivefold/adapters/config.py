@@ -39,7 +39,7 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".json") for path in _presets().iterdir() if path.name.endswith(".json"))
 
 
-def find_adapter_file(name: str) -> Path:
+def find_adapter_file(name: str, *, say: bool = True) -> Path:
     """A file of this name, the one in a folder of this name, or the preset that a missing file is called after.
 
     Raises:
@@ -54,18 +54,20 @@ def find_adapter_file(name: str) -> Path:
         raise ConfigError(f"--adapter {name} is a folder without {ADAPTER_CONFIG}; give a PEFT JSON file.")
     names, stem = preset_names(), path.name.removesuffix(".json")
     if stem in names:
-        if name != stem:
+        if say and name != stem:
             log.info("--adapter %s: there is no such file; the preset %s is taken.", name, stem)
         return Path(str(_presets() / f"{stem}.json"))
     raise ConfigError(f"--adapter {name}: there is no such file, and no preset of that name; {_nearest(stem, names)}")
 
 
-def read_adapter_config(source: AdapterSource, *, is_t5: bool) -> Any:
+def read_adapter_config(source: AdapterSource, *, is_t5: bool, say: bool = True) -> Any:
     """A PEFT configuration for training.
 
     Args:
         source: see `AdapterSource`.
         is_t5: the model is an encoder-decoder.
+        say: log what is taken otherwise than the file says.
+        say: log what is taken otherwise than the file says.
 
     Returns:
         An object of peft's class for the method, `inference_mode` off, since with it nothing would train.
@@ -75,7 +77,7 @@ def read_adapter_config(source: AdapterSource, *, is_t5: bool) -> Any:
     """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    fields, where = _read_fields(source)
+    fields, where = _read_fields(source, say)
     kind = _peft_type(fields, where)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]  # type: ignore[index]
     hints = field_hints(config_class)
@@ -88,11 +90,11 @@ def read_adapter_config(source: AdapterSource, *, is_t5: bool) -> Any:
         if reason := out_of_range(name, value, defaults[name]):
             raise ConfigError(f"{where}: {name} is {value!r}; it must be {reason}.")
     own = _task_type(fields, where, is_t5)
-    if fields.get("inference_mode"):
+    if say and fields.get("inference_mode"):
         log.info("%s says inference_mode, under which nothing would train; it is left out.", where)
     given = {**fields, "peft_type": kind, "task_type": own, "inference_mode": False}
     if kind == "ADALORA":
-        given |= _provisional_total_step(given)
+        given |= _provisional_total_step(given, say)
         init_r, target_r = (given.get(name, defaults[name]) for name in ("init_r", "target_r"))
         if target_r >= init_r:
             raise ConfigError(f"{where}: target_r is {target_r} and init_r {init_r}; ranks fall to a lower target_r.")
@@ -120,16 +122,16 @@ def source_name(source: AdapterSource) -> str:
 
 def does_not_fit(source: AdapterSource, config: Any, what: str) -> ConfigError:
     """The error for an adapter that cannot be put on a model."""
-    fields, where = _read_fields(source)
+    fields, where = _read_fields(source, False)
     base = config.base_model_name_or_path
     saved = f" It was saved for {base}." if base else ""
     return ConfigError(f"{where} does not fit {what} {_own_fields(fields)}{saved}")
 
 
-def _read_fields(source: AdapterSource) -> tuple[dict[str, Any], str]:
+def _read_fields(source: AdapterSource, say: bool) -> tuple[dict[str, Any], str]:
     if not isinstance(source, str):
         return dict(source), source_name(source)
-    file, where = find_adapter_file(source), f"--adapter {source}"
+    file, where = find_adapter_file(source, say=say), f"--adapter {source}"
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -169,9 +171,9 @@ def _task_type(fields: Mapping[str, Any], where: str, is_t5: bool) -> str:
     )
 
 
-def _provisional_total_step(fields: Mapping[str, Any]) -> dict[str, int]:
+def _provisional_total_step(fields: Mapping[str, Any], say: bool) -> dict[str, int]:
     """AdaLoRA's number of steps is the run's, which is known once the data are read; peft wants one at once."""
-    if fields.get("total_step") is not None:
+    if say and fields.get("total_step") is not None:
         log.info("AdaLoRA's total_step is %s there; the run's own number of steps is taken.", fields["total_step"])
     return {"total_step": (fields.get("tinit") or 0) + (fields.get("tfinal") or 0) + 1}
 

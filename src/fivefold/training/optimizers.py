@@ -10,9 +10,10 @@ from fivefold.lowrank.optimizers import LOROAdamW, LOROMuon, Spectron
 from fivefold.lowrank.settings import LoroSettings
 from fivefold.optim.adamw_scaled import AdamWScaled
 from fivefold.optim.galore import GaLoreAdamW, galore_groups
+from fivefold.optim.lora import LoRAFA, freeze_first_factors, lora_pairs, lorafa_groups, loraplus_groups
 from fivefold.optim.muon import MuonAdamW, muon_groups
 from fivefold.optim.parameters import build_groups, parameter_kinds, query_lr_factors
-from fivefold.training.settings import MOMENTUM_OPTIMIZERS, OptimizerSettings
+from fivefold.training.settings import LORA_OPTIMIZERS, MOMENTUM_OPTIMIZERS, OptimizerSettings
 
 FACTOR_OPTIMIZERS = ("loro_adamw", "loro_muon", "spectron")
 """Those that need low-rank layers."""
@@ -24,9 +25,9 @@ def build_optimizer(
     """Build the optimizer over the parameters of `model` that train; only its matrices decay.
 
     adam is torch's Adam (weight decay as an L2 term in the gradient), adamw torch's AdamW, both in one fused kernel;
-    adafactor is transformers' Adafactor set up as T5 was trained: decay 1 - step^-0.8, updates clipped to an RMS of 1,
-    steps multiplied by the parameter's RMS, learning rate from our own schedule. The others are in `optim` and
-    `lowrank.optimizers`.
+    loraplus is AdamW with LoRA+'s rates; adafactor is transformers' Adafactor set up as T5 was trained: decay
+    1 - step^-0.8, updates clipped to an RMS of 1, steps multiplied by the parameter's RMS, learning rate from our own
+    schedule. The others are in `optim` and `lowrank.optimizers`.
     Differs: T5's code factors the second moment of matrices from 128 x 128 on, transformers' of every matrix.
 
     Raises:
@@ -41,7 +42,7 @@ def build_optimizer(
     match settings.optimizer:
         case "adam":
             return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
-        case "adamw":
+        case "adamw" | "loraplus":
             return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         case "adamw_scaled":
             return AdamWScaled(groups, lr=lr, betas=betas, eps=eps)
@@ -53,6 +54,8 @@ def build_optimizer(
             return MuonAdamW(groups, lr=lr, momentum=beta, betas=betas, eps=eps)
         case "galore_adamw":
             return GaLoreAdamW(groups, lr=lr, betas=betas, eps=eps)
+        case "lorafa":
+            return LoRAFA(groups, lr=lr, betas=betas, eps=eps)
         case "loro_muon":
             return LOROMuon(groups, lr=lr, beta=beta, betas=betas, eps=eps)
         case "spectron":
@@ -90,6 +93,13 @@ def _groups(model: nn.Module, settings: OptimizerSettings, loro: LoroSettings) -
             "scale": settings.galore_scale,
         }
         return galore_groups(model, **rates, **projection)  # type: ignore[arg-type]
+    if settings.optimizer == "loraplus":
+        decay = settings.weight_decay
+        return loraplus_groups(model, lr=settings.peak_lr, ratio=settings.lora_plus_ratio, weight_decay=decay)
+    if settings.optimizer == "lorafa":
+        freeze_first_factors(model)
+        others = parameter_groups(model, **rates)
+        return lorafa_groups(model, others, lr=settings.peak_lr, weight_decay=settings.weight_decay)
     return parameter_groups(model, **rates)
 
 
@@ -103,6 +113,11 @@ def check_optimizer(model: nn.Module, settings: OptimizerSettings, loro: LoroSet
         raise ConfigError(
             f"--optimizer {settings.optimizer} trains low-rank layers, but this model has none; give --loro_scope all, "
             "or another optimizer."
+        )
+    if settings.optimizer in LORA_OPTIMIZERS and not lora_pairs(model):
+        raise ConfigError(
+            f"--optimizer {settings.optimizer} trains the matrices A and B of a LoRA, but this model has none; give "
+            "--adapter with a file of the peft_type LORA, or another optimizer."
         )
 
 
@@ -149,6 +164,8 @@ def state_elements(model: nn.Module, settings: OptimizerSettings) -> int:
             total += numbers
             if settings.optimizer == "spectron":
                 total += sum(min(param.shape) for param in params)
+        elif "scalings" in group:  # of B, and the inverse of A A^T
+            total += sum(2 * param.numel() + param.shape[1] ** 2 for param in params[1::2])
         elif "rank" in group:
             sides = [(max(param.shape), min(param.shape)) for param in params]
             total += sum(min(settings.rank, short) * (2 * long + short) for long, short in sides)

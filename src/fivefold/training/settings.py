@@ -19,12 +19,18 @@ CUSTOMARY_LR = {
     "loro_adamw": 1e-3,
     "loro_muon": 7e-3,
     "spectron": 5e-2,
+    "loraplus": 5e-4,
+    "lorafa": 1e-3,
 }
 MOMENTUM_OPTIMIZERS = ("muon", "loro_muon", "spectron")
 """Those that move the matrices inside the network by a momentum, and all other parameters by AdamW."""
+LORA_OPTIMIZERS = ("loraplus", "lorafa")
+"""Those that need an adapter of the LoRA kind."""
 
 # Under which choices a setting counts, see `fivefold.choices`.
 _MOMENTS = {"optimizer": tuple(name for name in CUSTOMARY_LR if name != "adafactor")}
+_DENSE = {"optimizer": tuple(name for name in CUSTOMARY_LR if name != "loraplus")}
+_LORAPLUS = {"optimizer": ("loraplus",)}
 _MOMENTUM = {"optimizer": MOMENTUM_OPTIMIZERS}
 _GALORE = {"optimizer": ("galore_adamw",)}
 _FALLING = {"scheduler": ("cosine", "cosine_restart", "inverse_sqrt", "wsd", "linear")}
@@ -48,16 +54,19 @@ class OptimizerSettings:
         "loro_adamw",
         "loro_muon",
         "spectron",
+        "loraplus",
+        "lorafa",
     ] = "adamw"
     """adam, adamw, adamw_scaled (AdamW, each tensor's step multiplied by its RMS, as nanoT5), adafactor (as T5: by that
     RMS too, which LORO and GaLore leave out), muon, galore_adamw (AdamW on projected gradients); for low-rank layers
-    loro_muon (recommended), loro_adamw, spectron."""
+    loro_muon (recommended), loro_adamw, spectron; for a LoRA (--adapter) loraplus (AdamW, B faster than A), lorafa
+    (AdamW on B alone, A frozen)."""
     lr: float | None = None
-    """Peak learning rate; by default 1e-3 for adam, adamw and loro_adamw, 2e-2 for adamw_scaled, 5e-3 for muon, 7e-3
-    for loro_muon, 5e-2 for spectron, 1e-2 for the others. Under adamw_scaled and adafactor it is a part of each
-    tensor's RMS. LORO's own default is 1e-4; its scripts give 5e-3 or 1e-2.
+    """Peak learning rate; by default 1e-3 for adam, adamw, loro_adamw and lorafa, 2e-2 for adamw_scaled, 5e-3 for muon,
+    7e-3 for loro_muon, 5e-2 for spectron, 5e-4 for loraplus, 1e-2 for the others. Under adamw_scaled and adafactor it
+    is a part of each tensor's RMS. LORO's own default is 1e-4; its scripts give 5e-3 or 1e-2.
     Fine-tuning (sft) of a trained model takes a tenth of all these, of an adapter a fifth."""
-    dense_lr: float | None = None
+    dense_lr: float | None = field(default=None, metadata=_DENSE)
     """Peak learning rate of embeddings, output layer, norms and biases; by default the same, but for muon, loro_muon
     and spectron 1e-2, and 2e-2 in a T5, whose embeddings start with a deviation of 1."""
     weight_decay: float = 0.0
@@ -70,6 +79,8 @@ class OptimizerSettings:
     """Added to the root of the second moment (not for adafactor)."""
     momentum: float = field(default=0.95, metadata=_MOMENTUM)
     """Decay of the momentum of muon, loro_muon and spectron."""
+    lora_plus_ratio: float = field(default=16.0, metadata=_LORAPLUS)
+    """loraplus: how many times as fast as A the matrices B learn, which start at 0."""
     rank: int = field(default=128, metadata=_GALORE)
     """galore_adamw: rank of the projected gradients."""
     update_proj_gap: int = field(default=50, metadata=_GALORE)
@@ -92,8 +103,8 @@ class OptimizerSettings:
         for name in ("eps", "dense_lr", "galore_scale"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be above 0.")
-        for name in ("rank", "update_proj_gap"):
-            if getattr(self, name) < 1:
+        for name in ("rank", "update_proj_gap", "lora_plus_ratio"):
+            if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it must be 1 or above.")
         refuse_unused(self, "optimizer")
 

@@ -13,9 +13,10 @@ from fivefold.optim.adamw_scaled import AdamWScaled, adamw_scaled_update, parame
 from fivefold.t5.config import T5Config
 from fivefold.t5.model import T5Model
 from fivefold.training.optimizers import FACTOR_OPTIMIZERS, build_optimizer, parameter_groups, set_lr, state_elements
-from fivefold.training.settings import CUSTOMARY_LR, MOMENTUM_OPTIMIZERS, OptimizerSettings
+from fivefold.training.settings import CUSTOMARY_LR, LORA_OPTIMIZERS, MOMENTUM_OPTIMIZERS, OptimizerSettings
 
 STEPS = 5
+WITHOUT_ADAPTER = [name for name in CUSTOMARY_LR if name not in LORA_OPTIMIZERS]  # see test_lora_optimizers.py
 
 
 class TinyNet(nn.Module):
@@ -184,7 +185,7 @@ def test_factor_optimizers_want_factors_and_loros_settings_its_optimizer():
         build_optimizer(TinyNet(), OptimizerSettings(optimizer="adamw"), LoroSettings(loro_freq=5))
 
 
-@pytest.mark.parametrize("name", CUSTOMARY_LR)
+@pytest.mark.parametrize("name", WITHOUT_ADAPTER)
 def test_set_lr_multiplies_each_groups_own_base(name):
     optimizer = build_optimizer(net_for(name), OptimizerSettings(optimizer=name, lr=0.1, dense_lr=0.4))
     bases = [group["base_lr"] for group in optimizer.param_groups]
@@ -217,7 +218,7 @@ def test_steps_of_a_fixed_size_are_smaller_in_t5s_unscaled_queries_by_the_root_o
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", CUSTOMARY_LR)
+@pytest.mark.parametrize("name", WITHOUT_ADAPTER)
 def test_every_optimizer_learns_and_goes_on_from_its_state_bit_for_bit(name):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(32, 6, generator=generator)
@@ -264,7 +265,7 @@ OF_FACTORS = [(name, scope) for name in FACTOR_OPTIMIZERS for scope in ("all", "
 
 
 @pytest.mark.parametrize(
-    ("name", "scope"), [*((name, None) for name in CUSTOMARY_LR if name not in FACTOR_OPTIMIZERS), *OF_FACTORS]
+    ("name", "scope"), [*((name, None) for name in WITHOUT_ADAPTER if name not in FACTOR_OPTIMIZERS), *OF_FACTORS]
 )
 def test_what_an_optimizer_will_remember_is_known_before(name, scope):
     model = tiny_t5()

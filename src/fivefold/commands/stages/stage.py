@@ -19,6 +19,7 @@ from fivefold.models.family import complete
 from fivefold.models.settings import ModelSettings
 from fivefold.objectives.objective import Batch, Objective
 from fivefold.objectives.orthogonality import WithOrthogonality
+from fivefold.optim.lora import freeze_first_factors
 from fivefold.report.page import write_report
 from fivefold.training.checkpoint import MANIFEST, verify_checkpoint
 from fivefold.training.distributed import start_processes
@@ -111,6 +112,8 @@ def run_stage(
         check_length(network, input_length)
         network = network if change is None else change(network)
         check_optimizer(network, stage.optimizer, stage.loro)
+        if stage.optimizer.optimizer == "lorafa":
+            freeze_first_factors(network)  # before anyone counts what trains
         if loop.pure_bf16:
             network.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
         if dry_run:

@@ -33,7 +33,7 @@ def for_fine_tuning(
     """
     if trainable.adapter_source is not None:
         # Before a large model is opened for nothing.
-        read_adapter_config(trainable.adapter_source, is_t5=model.model_type == "t5")
+        read_adapter_config(trainable.adapter_source, is_t5=model.model_type == "t5", say=False)
     if trainable.adapter_source is not None and optimizer.optimizer in FACTOR_OPTIMIZERS:
         raise ConfigError(
             f"--optimizer {optimizer.optimizer} trains low-rank layers, which an adapter leaves alone; give adamw."
@@ -42,8 +42,8 @@ def for_fine_tuning(
         return optimizer
     share = ADAPTER_SHARE if trainable.adapter_source is not None else FINE_TUNING_SHARE
     dense_lr = optimizer.dense_lr
-    if dense_lr is None and optimizer.lr is None:
-        dense_lr = share * optimizer.peak_dense_lr(is_t5=model.model_type == "t5")
+    if dense_lr is None and optimizer.lr is None and optimizer.optimizer != "loraplus":  # which has rates for these
+        dense_lr = share * optimizer.peak_dense_lr(is_t5=model.model_type == "t5", say=False)
     return replace(optimizer, lr=optimizer.lr or share * optimizer.peak_lr, dense_lr=dense_lr)
 
 
