@@ -67,7 +67,6 @@ def read_adapter_config(source: AdapterSource, *, is_t5: bool, say: bool = True)
         source: see `AdapterSource`.
         is_t5: the model is an encoder-decoder.
         say: log what is taken otherwise than the file says.
-        say: log what is taken otherwise than the file says.
 
     Returns:
         An object of peft's class for the method, `inference_mode` off, since with it nothing would train.

@@ -43,7 +43,7 @@ def for_fine_tuning(
     share = ADAPTER_SHARE if trainable.adapter_source is not None else FINE_TUNING_SHARE
     dense_lr = optimizer.dense_lr
     if dense_lr is None and optimizer.lr is None and optimizer.optimizer != "loraplus":  # which has rates for these
-        dense_lr = share * optimizer.peak_dense_lr(is_t5=model.model_type == "t5", say=False)
+        dense_lr = share * optimizer.peak_dense_lr(is_t5=model.model_type == "t5")
     return replace(optimizer, lr=optimizer.lr or share * optimizer.peak_lr, dense_lr=dense_lr)
 
 
