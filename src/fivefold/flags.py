@@ -56,18 +56,15 @@ def parse(verb: str, run: Callable[..., None], argv: list[str], positional: str 
     hints = {field.name: hint for group in groups.values() for field, hint in _fields(group)}
     types = {name: bool if hint == bool | None else hint for name, hint in hints.items()}
     parser = _build_parser(verb, run, groups)
-    own, words = _read_words(argv, types, positional)
+    own, given = _read_words(argv, types, positional)
     if "help" in own:
         return Invocation({}, False, False, parser.format_help())
-    given, implied = words.values, words.implied
     unused: dict[str, list[str]] = {}
     if "recipe" in own:
         recipe = _read_recipe(own["recipe"], types)
-        unused = _unused(recipe.values, given, groups.values())
+        unused = _unused(recipe, given, groups.values())
         dropped = set(itertools.chain(*unused.values()))
-        given = {name: value for name, value in recipe.values.items() if name not in dropped} | given
-        implied = recipe.implied | implied
-    given = implied | given
+        given = {name: value for name, value in recipe.items() if name not in dropped} | given
     try:
         flat = parser.parse_args([f"--{name}={value}" for name, value in given.items()]).as_dict()
     except ArgumentError as error:
@@ -139,9 +136,14 @@ class _Given:
     """The file that says it, if it is not the command line."""
     values: dict[str, str] = dataclasses.field(default_factory=dict)
     implied: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What holds where nobody says anything else."""
+    """What these bring along where nobody says anything else."""
     spelling: dict[str, str] = dataclasses.field(default_factory=dict)
     """How each setting was written."""
+
+    @property
+    def all(self) -> dict[str, str]:
+        """What was said, and what that brings along."""
+        return self.implied | self.values
 
     def put(self, name: str, text: str, written: str) -> None:
         """Note a setting; ConfigError if it has another value already."""
@@ -166,8 +168,10 @@ class _Given:
         self.implied |= meaning.implied
 
 
-def _read_words(argv: list[str], types: Mapping[str, Any], positional: str | None) -> tuple[dict[str, str], _Given]:
-    """Split the command line into our own flags and the verb's."""
+def _read_words(
+    argv: list[str], types: Mapping[str, Any], positional: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Split the command line into our own flags and the verb's, each as one string that the parser reads."""
     own, given = _Given(types), _Given(types)
     index = 0
     if argv and not argv[0].startswith("-") and (positional or argv[0].endswith((".json", ".yaml"))):
@@ -191,7 +195,7 @@ def _read_words(argv: list[str], types: Mapping[str, Any], positional: str | Non
             continue
         text = _flag_value(written, name, negated, values, bool if name in _OWN_FLAGS[1:] else types.get(name, str))
         (own if name in _OWN_FLAGS else given).put(name, text, written)
-    return own.values, given
+    return own.values, given.all
 
 
 def _canonical(written: str, types: Mapping[str, Any]) -> tuple[str, bool]:
@@ -236,8 +240,8 @@ def _choice(value: str, hint: Any) -> str:
     return "no" if value == "false" and "no" in choices else value
 
 
-def _read_recipe(file: str, types: Mapping[str, Any]) -> _Given:
-    """What a recipe says."""
+def _read_recipe(file: str, types: Mapping[str, Any]) -> dict[str, str]:
+    """A recipe's values as the strings that the flags would have been given."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--recipe {file!r}: there is no such file.")
@@ -257,7 +261,7 @@ def _read_recipe(file: str, types: Mapping[str, Any]) -> _Given:
             continue
         is_list = typing.get_origin(types[name]) is list and isinstance(item, str) and not item.startswith("[")
         recipe.put(name, _choice(_as_text([item] if is_list else item), types[name]), str(key))
-    return recipe
+    return recipe.all
 
 
 def _unused(recipe: Mapping[str, str], given: Mapping[str, str], groups: Iterable[type]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import yaml
 
 from fivefold.cli import VERBS, main
 from fivefold.flags import parse
-from fivefold.spellings import ALIASES, NEEDLESS, REFUSED
+from fivefold.spellings import ALIASES, THEIRS
 from fivefold.training.step_cost import StepCost
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def test_what_newcomers_are_told_to_type_is_understood(page, tmp_path, monkeypat
         made += [after for word, after in itertools.pairwise(words) if word in ("--output_dir", "--output_file")]
     capsys.readouterr()
     known = {field.name for verb in VERBS for group in _groups(verb) for field in dataclasses.fields(group)}
-    known |= {*ALIASES, *REFUSED, *NEEDLESS, "dry_run", "recipe", "nproc_per_node"}
+    known |= {*ALIASES, *THEIRS, "dry_run", "recipe", "nproc_per_node"}
     (absent,) = re.findall(r"^Not here: .*?^$", text, flags=re.DOTALL | re.MULTILINE)
     assert set(_flags(text.replace(absent, ""))) <= known
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):

@@ -12,7 +12,7 @@ from fivefold.flags import parse
 from fivefold.spellings import ALIASES, MEANINGS, NEEDLESS, REFUSED, meaning_of
 
 
-def _read(line, caplog=None):
+def _read(line):
     settings = parse("sft", sft.run, shlex.split(line)).settings.values()
     return {name: value for group in settings for name, value in vars(group).items()}
 
@@ -108,6 +108,8 @@ def test_a_recipe_may_say_the_same(tmp_path):
     found = _read(f"--recipe {tmp_path / 'r.yaml'}")
     assert (found["eval_every"], found["dtype"], found["min_lr_ratio"], found["data"]) == (0, "bfloat16", 0, ["D"])
     assert _read(f"{tmp_path / 'r.yaml'} --min_lr_ratio 0.3")["min_lr_ratio"] == 0.3
+    constant = _read(f"{tmp_path / 'r.yaml'} --lr_scheduler_type constant --bf16 False")  # what is typed wins
+    assert (constant["scheduler"], constant["min_lr_ratio"], constant["dtype"]) == ("constant", 0.1, "float32")
 
 
 def test_every_flag_of_theirs_has_an_answer():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fivefold.commands.stages.stage import Task
+    from fivefold.data.source import Source
     from fivefold.objectives.objective import Batch
 
 DEFAULT_EPOCHS = 3.0
@@ -57,6 +58,7 @@ def run(
     from fivefold.commands.stages.stage import Example, Stage, Task, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import chat_format_unless_on_hub
     from fivefold.commands.stages.trainable import choose_trainable, for_fine_tuning
+    from fivefold.corpus.sources import are_local
     from fivefold.data.dialogues import build_dialogues
     from fivefold.models.answers import Answerer
     from fivefold.models.decoding import DecodingSettings
@@ -89,6 +91,11 @@ def run(
             observe = Samples(Path(loop.output_dir), shown, lambda prompts: answerer.write(prompts, decoding))
         return Task(learned, dialogues.training, dialogues.validation, observe)
 
+    def read(tokenizer: "PreTrainedTokenizerBase") -> "Source | None":
+        if not all(are_local(one) for one in (corpus, data.validation_corpus(corpus)) if one is not None):
+            return None
+        return build_dialogues(corpus, data, ChatFormat(tokenizer, model.model_type or "t5"), seed=loop.seed).training
+
     def full_rows(rows: int) -> "Batch":
         if model.model_type == "llama":
             return full_windows(rows, data.input_length, packing=data.packing)
@@ -100,7 +107,7 @@ def run(
         Stage("sft", model, low_rank, batch, optimizer, loro, schedule, loop, own),
         open_tokenizer,
         build_task,
-        Example(learned, full_rows),
+        Example(learned, full_rows, read),
         input_length=data.input_length,
         change=lambda network: choose_trainable(network, trainable, model, low_rank, loop.seed),
         dry_run=dry_run,

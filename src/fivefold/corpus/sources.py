@@ -46,6 +46,11 @@ def check_sources(settings: CorpusSettings) -> list[str]:
     return [source.hub_id for source in find_sources(settings) if isinstance(source, HubDataset)]
 
 
+def are_local(settings: CorpusSettings) -> bool:
+    """Whether all that `--data` names lies in files on this machine; errors as `find_sources`."""
+    return all(isinstance(source, list) for source in find_sources(settings))
+
+
 def find_source(name: str, settings: CorpusSettings) -> Source:
     """Look one name up, offline; arguments and errors as `find_sources`."""
     path = Path(name).expanduser()

@@ -141,7 +141,7 @@ def _encoded(
     inputs, labels = zip(*examples, strict=True)
     num_learned = sum(int((row[chat.family != "t5" :] != IGNORED_LABEL).sum()) for row in labels)
     if not num_learned:
-        raise DataError("No row has a token to learn: there is no answer in any of them; see the chat template's.")
+        raise DataError("No row has a token to learn: not one holds a part of an answer; look at data and template.")
     num_tokens = sum(map(len, inputs)) + (num_learned if chat.family == "t5" else 0)
     note = (
         f"{len(examples):,} {'answers' if chat.family == 't5' else 'rows'} of {count:,} conversations, "

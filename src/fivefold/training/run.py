@@ -185,31 +185,42 @@ def describe_run(
     changed: dict[str, Any],
     world_size: int,
     verb: str = "pretrain",
+    training: Source | None = None,
 ) -> str:
-    """What `--dry_run` prints: settings, parameters, memory, operations, time, and the line for several processes.
+    """What `--dry_run` prints: settings, parameters, memory, operations, time, and the lines that run it.
 
     Args:
         cost: of a step of one process.
-        changed: the settings that are not at their defaults, which that line has to name.
+        changed: the settings that are not at their defaults, which those lines have to name.
+        training: what is trained on, where it was read; `loop` then has the steps that it makes.
     """
     plan = plan_batches(batch, world_size)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # Two processes make the same steps wherever the global batch is even.
     half, odd = divmod(plan.global_batch_size, 2)
     shared = {} if odd else {"batch_size": math.gcd(plan.micro_batch_size, half), "total_batch_size": 2 * half}
-    names = changed | {"resume": None, "total_batch_size": None, "accumulation_steps": None} | shared
-    words = " ".join(
-        f"--{name} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
-        for name, value in names.items()
-        if value is not None and value != []
-    )
+    of_two = changed | {"resume": None, "total_batch_size": None, "accumulation_steps": None} | shared
+    data = "" if training is None else f"data           {training.describe()}\n"
+    if training is not None:
+        data += f"steps          {loop.total_steps:,}, {training.samples_per_epoch:,} samples a pass\n"
     return (
         f"{yaml.safe_dump(run_settings, sort_keys=False, allow_unicode=True)}\n"
         f"parameters     {model.num_parameters():,}, of which {parameters:,} train\n"
         f"batch          {plan.global_batch_size} samples a step: {plan.micro_batch_size} at once x "
         f"{plan.accumulation_steps} accumulated x {plan.world_size} processes\n"
         f"{describe_cost(cost, loop, plan.world_size)}\n"
-        f"two processes  torchrun --nproc_per_node 2 -m fivefold {verb} {words}"
+        f"{data}"
+        f"one process    fivefold {verb} {_as_words(changed)}\n"
+        f"two processes  torchrun --nproc_per_node 2 -m fivefold {verb} {_as_words(of_two)}"
+    )
+
+
+def _as_words(settings: dict[str, Any]) -> str:
+    """Settings as a shell takes them."""
+    return " ".join(
+        f"--{name} {' '.join(map(shlex.quote, map(str, value if isinstance(value, list) else [value])))}"
+        for name, value in settings.items()
+        if value is not None and value != []
     )
 
 

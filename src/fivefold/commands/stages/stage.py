@@ -60,11 +60,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """What stands for a task in a dry run, which reads no data."""
+    """What stands for a task in a dry run."""
 
     objective: Objective
     full_rows: Callable[[int], Batch]
     """From a number of rows to the micro-batch of that many that takes the most memory."""
+    read: Callable[[PreTrainedTokenizerBase], Source | None] = lambda tokenizer: None
+    """What will be trained on; None where that needs a network or takes long."""
 
 
 def resolve_model(model: ModelSettings) -> ModelSettings:
@@ -93,7 +95,7 @@ def run_stage(
     Args:
         open_tokenizer: the tokenizer, and the Hub ids that nobody has looked up; a dry run may find none. It is the
             place for all checks that need no model.
-        build_task: reads the data; not called in a dry run.
+        build_task: reads the data; not called in a dry run, see `Example.read`.
         example: by which a dry run tells what a step takes.
         input_length: tokens that the model must have positions for.
         change: from the model that is built to the one that trains: what is frozen, what is added.
@@ -121,7 +123,12 @@ def run_stage(
             plan = plan_batches(stage.batch, world_size)
             sizes = {"micro_batch_size": plan.micro_batch_size, "accumulation_steps": plan.accumulation_steps}
             cost = step_cost(network, example.objective, example.full_rows, stage.optimizer, loop, **sizes)
-            print(describe_run(network, cost, stage.batch, loop, run_settings, changed, world_size, stage.verb))
+            training = None if tokenizer is None else example.read(tokenizer)
+            if training is not None:
+                loop = loop.with_steps(training.samples_per_epoch, plan.global_batch_size)
+                check_settings(stage.batch, stage.schedule, loop, world_size)
+            run = (stage.batch, loop, run_settings, changed, world_size, stage.verb, training)
+            print(describe_run(network, cost, *run))
         if report is not None and processes.is_first:
             print(f"low rank       {str(report).replace(chr(10), chr(10) + ' ' * 15)}")
         if tokenizer is None or dry_run:
