@@ -16,10 +16,20 @@ TESTS = Path(__file__).parent
 @pytest.fixture(scope="session")
 def real_t5(pytestconfig) -> Path:
     """Folder of flan-t5-small, fine-tuned, as transformers would have written it; unpacked from a package."""
+    return _real_model(pytestconfig, "flan_t5")
+
+
+@pytest.fixture(scope="session")
+def real_smollm2(pytestconfig) -> Path:
+    """Folder of SmolLM2-135M-Instruct, likewise."""
+    return _real_model(pytestconfig, "smollm2")
+
+
+def _real_model(pytestconfig: pytest.Config, name: str) -> Path:
     folder = pytestconfig.cache.mkdir("real_models")
-    if not (folder / "flan_t5" / "tokenizer.json").is_file():
-        subprocess.run([sys.executable, str(TESTS / "real_models.py"), str(folder), "flan_t5"], check=True)
-    return folder / "flan_t5"
+    if not (folder / name / "tokenizer.json").is_file():
+        subprocess.run([sys.executable, str(TESTS / "real_models.py"), str(folder), name], check=True)
+    return folder / name
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def test_plain_text_trains_a_decoder(place, capsys):
 
 BAD = {
     "misspelt": ({"lora_alhpa": 8}, "did you mean lora_alpha"),
-    "other_model": ({"task_type": "SEQ_2_SEQ_LM"}, "is for the task SEQ_2_SEQ_LM, but the model's is CAUSAL_LM"),
+    "other_model": ({"task_type": "SEQ_2_SEQ_LM"}, "has the task_type 'SEQ_2_SEQ_LM', but the model's is CAUSAL_LM"),
 }
 
 
