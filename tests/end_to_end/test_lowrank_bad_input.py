@@ -173,7 +173,7 @@ def test_going_on_from_a_low_rank_model(changes, sentence, here, refusal, small_
     ("words", "sentence"),
     [
         (["export", "dense/final", "--dense", "--output_dir", "new"], "is a dense model already"),
-        (["export", "thin/final", "--output_dir", "new"], "add --dense"),
+        (["export", "thin/final", "--output_dir", "new"], "Say in which form: --dense"),
         (["export", "thin/final", "--dense", "--output_dir", "dense"], "dense exists already; name a new folder"),
         (["export", "thin/final", "--dense"], "Missing --output_dir"),
         (["export", "thin", "--dense", "--output_dir", "new"], "thin holds no config.json"),
