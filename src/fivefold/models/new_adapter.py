@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fivefold.errors import CheckpointError, ConfigError
+from fivefold.nn.dropout import quicken_dropout
 
 log = logging.getLogger("fivefold")
 
@@ -53,6 +54,7 @@ def attach_adapter(model: PreTrainedModel, file: str, base: str, *, seed: int) -
         raise ConfigError(f"--adapter {file} does not fit {type(model).__name__} ({reason}).") from error
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise ConfigError(f"--adapter {file} adds nothing to {type(model).__name__} that trains; see its fields.")
+    quicken_dropout(adapted)
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
     adapted.save_pretrained = partial(_save_adapter, adapted)  # a partial is copied and pickled with the model
     return adapted
