@@ -141,7 +141,7 @@ def main() -> None:
         return
     lines = [
         f"en_instructions, {arguments.steps} steps of {ROWS} packed rows of {LENGTH} tokens (a T5's answers as many "
-        f"more), bfloat16, {arguments.threads} thread(s). Held-out loss in nats a token of the answers, at the customary "
+        f"more), bfloat16, {arguments.threads} thread(s). Held-out loss in nats a token of the answers, at the usual "
         "rate and at multiples of it, the best in bold; LoRA+'s rate is A's.",
         "",
         measured_on("transformers", "peft"),
