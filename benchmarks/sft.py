@@ -116,6 +116,23 @@ def useful_tokens(batch: dict[str, Any], family: str) -> int:
     return inputs + (int((batch["labels"] != -100).sum()) if family == "t5" else 0)
 
 
+def loss_of(objective_class: Any) -> Callable[[Any, dict[str, Any], int], Any]:
+    """Fivefold's loss as `plain_steps` wants it."""
+    from fivefold.objectives.settings import LossSettings
+
+    objective = objective_class(LossSettings(z_loss=0.0))
+    return lambda model, batch, count: objective(model, batch).loss_sum / count
+
+
+def usual_loss(model: Any, batch: dict[str, Any], count: int) -> Any:
+    """The loss of transformers' models; positions that begin anew tell them of several examples in a row."""
+    from fivefold.objectives.causal import positions_within
+
+    places = {"position_ids": positions_within(batch["segments"])} if "segments" in batch else {}
+    given = {name: tensor for name, tensor in batch.items() if name != "segments"}
+    return model(**given, **places, use_cache=False, num_items_in_batch=count).loss
+
+
 def plain_steps(
     model: Any, steps: list[list[dict[str, Any]]], loss_of: Callable[[Any, dict[str, Any], int], Any], family: str
 ) -> list[tuple[float, int]]:
@@ -173,9 +190,8 @@ def measure(family: str, variant: str, folder: Path, num_steps: int, threads: in
     from trl import SFTConfig, SFTTrainer
 
     from fivefold.data.loader import tensors
-    from fivefold.objectives.causal import CausalObjective, positions_within
+    from fivefold.objectives.causal import CausalObjective
     from fivefold.objectives.seq2seq import Seq2SeqObjective
-    from fivefold.objectives.settings import LossSettings
     from fivefold.tokenizer.load import load_tokenizer
 
     torch.set_num_threads(threads)
@@ -199,17 +215,7 @@ def measure(family: str, variant: str, folder: Path, num_steps: int, threads: in
         "output_dir": str(folder / "trainer"),
     }
     numbers = np.arange(single.samples_per_epoch)
-    objective: Any = (Seq2SeqObjective if family == "t5" else CausalObjective)(LossSettings(z_loss=0.0))
-
-    def own_loss(net: Any, batch: dict[str, Any], count: int) -> Any:
-        return objective(net, batch).loss_sum / count
-
-    def usual_loss(net: Any, batch: dict[str, Any], count: int) -> Any:
-        # Positions that begin anew are how transformers is told of several examples in a row.
-        places = {"position_ids": positions_within(batch["segments"])} if "segments" in batch else {}
-        given = {name: tensor for name, tensor in batch.items() if name != "segments"}
-        return net(**given, **places, use_cache=False, num_items_in_batch=count).loss
-
+    own_loss = loss_of(Seq2SeqObjective if family == "t5" else CausalObjective)
     if variant.endswith(", packed"):
         rows = np.arange((num_steps + 1) * what.rows_at_once).reshape(num_steps + 1, -1)
         steps = [[tensors(packed.batch(some))] for some in rows]
@@ -232,6 +238,11 @@ def measure(family: str, variant: str, folder: Path, num_steps: int, threads: in
         )
         steps = [[collator(examples_of(single, some)) for some in step] for step in at_once]
         measured = plain_steps(model, steps, usual_loss, family)
+    print_measured(measured, imports_kib)
+
+
+def print_measured(measured: list[tuple[float, int]], imports_kib: int) -> None:
+    """Speed of all steps but the first, and peak memory, as JSON."""
     seconds, tokens = (sum(values[1:]) for values in zip(*measured, strict=True))
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports_kib) * 1024
     print(json.dumps({"tokens_per_second": tokens / seconds, "tokens": tokens, "bytes": peak}))
@@ -255,19 +266,24 @@ def section(family: str, arguments: argparse.Namespace, folder: Path) -> list[st
         for variant in what.variants:
             words = ["--measure", family, variant, folder, "--steps", arguments.steps, "--threads", arguments.threads]
             results[variant].append(in_own_process(__file__, *words))
+    examples = f"{single.samples_per_epoch:,} examples in {packed.samples_per_epoch:,} rows"
+    return [f"**{family}**, {what.corpus}: {examples}.", "", *table(results)]
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A row for each variant, the first of which is fivefold."""
     speeds = {name: [run["tokens_per_second"] for run in runs] for name, runs in results.items()}
     memory = {name: statistics.median(run["bytes"] for run in runs) for name, runs in results.items()}
-    ours = statistics.median(speeds[what.variants[0]])
+    own = next(iter(results))
     lines = [
-        f"**{family}**, {what.corpus}: {single.samples_per_epoch:,} examples in {packed.samples_per_epoch:,} rows.",
-        "",
         "| | useful tokens/s | fivefold is | peak memory | fivefold takes |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, values in speeds.items():
-        is_ours = name == what.variants[0]
-        ratio = "" if is_ours else f"**{ours / statistics.median(values):.2f}x**"
-        share = "" if is_ours else f"**{memory[what.variants[0]] / memory[name]:.2f}x**"
+        ratio, share = "", ""
+        if name != own:
+            ratio = f"**{statistics.median(speeds[own]) / statistics.median(values):.2f}x**"
+            share = f"**{memory[own] / memory[name]:.2f}x**"
         spread = f"{statistics.median(values):,.0f} ({min(values):,.0f} .. {max(values):,.0f})"
         lines.append(f"| {name} | {spread} | {ratio} | {memory[name] / 2**20:,.0f} MiB | {share} |")
     return lines

@@ -13,6 +13,7 @@ from fivefold.adapters.config import AdapterSource, does_not_fit, read_adapter_c
 from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.adapters.targets import resolve_targets
 from fivefold.errors import ConfigError
+from fivefold.nn.dropout import quicken_dropout
 from fivefold.nn.linear import as_plain_linear
 
 log = logging.getLogger("fivefold")
@@ -55,6 +56,7 @@ def attach_adapter(model: PreTrainedModel, source: AdapterSource, base: str, *, 
     if saved_for and Path(saved_for).name != Path(base).name:
         log.info("%s was saved for %s; here it is for %s.", source_name(source), saved_for, base)
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
+    quicken_dropout(adapted)
     adapted.save_pretrained = partial(_save_adapter, adapted)  # a partial is copied and pickled with the model
     return adapted
 
