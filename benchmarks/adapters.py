@@ -5,7 +5,7 @@ python benchmarks/adapters.py [--models smollm2 flan_t5] [--methods NAME ...] [-
 
 SmolLM2-135M and flan-t5-small (out of packages, `tests/real_models.py`) learn en_instructions through `fivefold sft`,
 each method in a process of its own with the learning rate that is customary for its kind, and with multiples of it.
-All see the same packed rows in the same order, in bfloat16; the held-out answers are those of a twentieth of the
+All see the same packed rows in the same order, in bfloat16; the held-out answers are those of three hundredths of the
 conversations. A model's own loss, before any step, is the first row. Memory is the peak of the whole process.
 """
 
@@ -75,7 +75,7 @@ def measure(folder: Path, name: str, factor: float, num_steps: int, threads: int
             "input_length": LENGTH,
             "batch_size": ROWS,
             "num_training_steps": num_steps,
-            "validation_frac": 0.05,
+            "validation_frac": 0.03,
             "eval_every": num_steps,
             "save_every": 0,
             "log_every": 1,
