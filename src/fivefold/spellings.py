@@ -13,17 +13,22 @@ ALIASES: dict[str, str] = {
     "adam_beta1": "beta1",
     "adam_beta2": "beta2",
     "adam_epsilon": "eps",
+    "bnb_4bit_quant_storage": "bnb_4bit_quant_storage_dtype",
+    "bnb_4bit_use_double_quant": "use_nested_quant",
     "config": "adapter",
     "dataset_config": "data_config",
     "dataset_config_name": "data_config",
     "dataset_name": "data",
     "dataset_text_field": "text_field",
     "evaluation_strategy": "eval_strategy",
+    "load_in_4bit": "use_4bit_quantization",
+    "load_in_8bit": "use_8bit_quantization",
     "label_smoothing_factor": "label_smoothing",
     "per_device_eval_batch_size": "eval_batch_size",
     "resume_from_checkpoint": "resume",
     "save_total_limit": "keep_last",
     "torch_dtype": "dtype",
+    "use_bnb_nested_quant": "use_nested_quant",
     "use_peft": "use_peft_lora",
     "learning_rate": "lr",
     "per_device_train_batch_size": "batch_size",
@@ -64,12 +69,6 @@ _NO_COLA = "CoLA's nonlinearity between the factors is not part of fivefold; lea
 _NO_LOST = "LOST's sparse columns beside the factors are not part of fivefold; leave it out"
 # Refused only where they ask for something.
 _ONLY_UNSET: dict[str, tuple[str, ...]] = {
-    "weights are never quantised here; leave it out, and see --gradient_checkpointing and --pure_bf16 for memory": (
-        "use_4bit_quantization",
-        "use_8bit_quantization",
-        "load_in_4bit",
-        "load_in_8bit",
-    ),
     "nothing is sent to the Hub; upload the finished folder yourself": ("push_to_hub",),
     "unsloth's kernels are not part of fivefold; leave it out": ("use_unsloth",),
     "Liger's kernels are not part of fivefold; leave it out": ("use_liger_kernel",),
@@ -139,10 +138,6 @@ NEEDLESS: dict[str, str] = {
     "tags": "Weights & Biases shows every setting of a run, to group and filter by",
     **dict.fromkeys(("log_level", "disable_tqdm"), "a run always says the same of itself"),
     **dict.fromkeys(("use_reentrant", "gradient_checkpointing_kwargs"), "blocks give the same gradients either way"),
-    **dict.fromkeys(
-        ("use_nested_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage_dtype", "bnb_4bit_quant_type"),
-        "weights are not quantised",
-    ),
     **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_strategy", "hub_token"), "nothing is sent to the Hub"),
     **dict.fromkeys(
         ("dataloader_num_workers", "dataset_num_proc", "dataset_batch_size", "dataloader_pin_memory"),

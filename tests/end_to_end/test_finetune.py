@@ -151,7 +151,7 @@ BAD = {
 def test_a_bad_file_is_told_before_the_model_is_opened(name, place, tmp_path, monkeypatch, capsys):
     changes, sentence = BAD[name]
     (tmp_path / "config" / "lora_llama2_7b_rank4.json").write_text(json.dumps(LORA | changes))
-    monkeypatch.setattr("fivefold.models.build.load_model", lambda name: pytest.fail("opened"))
+    monkeypatch.setattr("fivefold.models.build.load_model", lambda *name: pytest.fail("opened"))
     assert main(place(PLAN)) == 2
     assert sentence in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ EVERY_FLAG = """
     --output_dir O --per_device_train_batch_size 4 --per_device_eval_batch_size 2 --gradient_accumulation_steps 4
     --gradient_checkpointing True --use_reentrant True --dataset_text_field text --use_peft_lora True --lora_r 4
     --lora_alpha 8 --lora_dropout 0.1 --lora_target_modules "q_proj, v_proj" --use_flash_attn True --push_to_hub False
-    --use_4bit_quantization False --use_8bit_quantization False --use_nested_quant False --use_unsloth False
+    --use_4bit_quantization True --use_8bit_quantization False --use_nested_quant False --use_unsloth False
     --bnb_4bit_compute_dtype float16 --bnb_4bit_quant_storage_dtype uint8 --bnb_4bit_quant_type nf4 --report_to none
     --save_total_limit 1 --trust_remote_code False --fp16 False
 """
@@ -75,7 +75,9 @@ def test_values_count(line, settings):
         ("--logging_strategy epoch", "--logging_strategy epoch is refused: the log has a line every"),
         ("--add_special_tokens True", "is refused: the chat template writes all special tokens"),
         ("--push_to_hub", "--push_to_hub true is refused: nothing is sent to the Hub"),
-        ("--use_4bit_quantization True", "weights are never quantised here"),
+        ("--load_in_4bit --load_in_8bit", "Weights have 4 or 8 bits; drop"),
+        ("--load_in_8bit --use_nested_quant", "--use_nested_quant would change nothing without --use_4bit"),
+        ("--bnb_4bit_quant_type fp4", "--bnb_4bit_quant_type would change nothing without --use_4bit_quantization"),
         ("--use_unsloth True", "unsloth's kernels are not part"),
         ("--lr_scheduler_type polynomial", "say --scheduler"),
         ("--save_strategy best", "--save_strategy best is refused: the best checkpoint is kept"),

@@ -6,7 +6,7 @@ from fivefold.commands import sft
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.settings import BatchSettings, DialogueSettings
 from fivefold.lowrank.settings import LoroSettings, LowRankSettings
-from fivefold.models.settings import ModelSettings, TrainableSettings
+from fivefold.models.settings import ModelSettings, QuantisationSettings, TrainableSettings
 from fivefold.objectives.settings import LossSettings
 from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -24,6 +24,7 @@ def run(
     model: ModelSettings,
     low_rank: LowRankSettings,
     trainable: TrainableSettings,
+    quantisation: QuantisationSettings,
     corpus: CorpusSettings,
     data: DialogueSettings,
     sample: sft.SampleSettings,
@@ -37,8 +38,8 @@ def run(
     dry_run: bool,
 ) -> None:
     """Hand everything to sft: for a dry run, or with `--execute` for training."""
-    groups = (model, low_rank, trainable, corpus, data, sample, loss, batch, optimizer, loro, schedule, loop)
+    groups = (model, low_rank, trainable, quantisation, corpus, data, sample, loss, batch, optimizer, loro, schedule)
     is_plan = dry_run or not finetune.execute
-    sft.run(*groups, dry_run=is_plan)
+    sft.run(*groups, loop, dry_run=is_plan)
     if is_plan:
         print("nothing was run; --execute runs it")

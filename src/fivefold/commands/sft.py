@@ -8,7 +8,7 @@ from fivefold.corpus.settings import CorpusSettings
 from fivefold.data.settings import BatchSettings, DialogueSettings
 from fivefold.errors import ConfigError
 from fivefold.lowrank.settings import LoroSettings, LowRankSettings
-from fivefold.models.settings import ModelSettings, TrainableSettings
+from fivefold.models.settings import ModelSettings, QuantisationSettings, TrainableSettings
 from fivefold.objectives.settings import LossSettings
 from fivefold.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -41,6 +41,7 @@ def run(
     model: ModelSettings,
     low_rank: LowRankSettings,
     trainable: TrainableSettings,
+    quantisation: QuantisationSettings,
     corpus: CorpusSettings,
     data: DialogueSettings,
     sample: SampleSettings,
@@ -55,6 +56,7 @@ def run(
 ) -> None:
     """Resolve the settings, train, and draw the curves."""
     from fivefold.adapters.attach import without_wrapper
+    from fivefold.commands.stages.quantised import for_training
     from fivefold.commands.stages.stage import Example, Stage, Task, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import chat_format_unless_on_hub
     from fivefold.commands.stages.trainable import choose_trainable, for_fine_tuning
@@ -70,6 +72,7 @@ def run(
 
     model = resolve_model(model)
     loss, optimizer = loss.for_family(model.model_type), for_fine_tuning(optimizer, model, trainable)
+    quantisation = for_training(quantisation, model, low_rank, trainable, loop)
     if loop.epochs is None and loop.num_training_steps is None:
         loop = replace(loop, epochs=DEFAULT_EPOCHS)
 
@@ -102,9 +105,10 @@ def run(
         return full_pairs(rows, data.input_length, data.target_length or data.input_length, packing=data.packing)
 
     learned = CausalObjective(loss) if model.model_type == "llama" else Seq2SeqObjective(loss)
-    own = (trainable, corpus, data, sample, loss)
+    own = (trainable, quantisation, corpus, data, sample, loss)
+    base = quantisation if quantisation.flag else None
     run_stage(
-        Stage("sft", model, low_rank, batch, optimizer, loro, schedule, loop, own),
+        Stage("sft", model, low_rank, batch, optimizer, loro, schedule, loop, own, base),
         open_tokenizer,
         build_task,
         Example(learned, full_rows, read),

@@ -17,7 +17,7 @@ from fivefold.lowrank.settings import DEFAULT_RANK, LowRankSettings
 from fivefold.lowrank.targets import Kind, Scope, kind_of
 from fivefold.models.family import complete
 from fivefold.models.load import load_model
-from fivefold.models.settings import ModelSettings
+from fivefold.models.settings import ModelSettings, QuantisationSettings
 from fivefold.t5.config import T5Config, preset_names
 from fivefold.t5.model import T5Model
 from fivefold.tokenizer.load import check_fits
@@ -34,6 +34,7 @@ def build_model(
     seed: int,
     *,
     default_init: str,
+    quantisation: QuantisationSettings | None = None,
 ) -> tuple[PreTrainedModel, Report | None]:
     """A fresh model whose weights follow from the seed, or the trained one that the settings name, factored if asked.
 
@@ -43,9 +44,10 @@ def build_model(
         tokenizer: whose ids the model must have rows for; None where a dry run cannot have it: the preset's own rows.
         seed: of the fresh weights and factors.
         default_init: how factors start if `low_rank` does not say.
+        quantisation: of a trained decoder, see `commands.stages.quantised`.
 
     Returns:
-        The model, in float32, and what was factored, or None if nothing was.
+        The model, in float32 where it is not quantised, and what was factored, or None if nothing was.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -56,7 +58,7 @@ def build_model(
     if settings.model is None:
         model = _fresh(build_config(settings, tokenizer), seed)
     else:
-        model = load_model(settings.model)
+        model = load_model(settings.model, quantisation)
         if settings.dropout_rate is not None:
             _set_dropout(model, settings.dropout_rate)
         if tokenizer is not None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fivefold.choices import refuse_changed
 from fivefold.errors import ConfigError
 
 Family = Literal["t5", "llama"]
@@ -84,3 +85,35 @@ class TrainableSettings:
             "lora_dropout": 0.1 if self.lora_dropout is None else self.lora_dropout,
             "target_modules": "all-linear" if names in ([], ["all-linear"]) else names,
         }
+
+
+@dataclass
+class QuantisationSettings:
+    """Whether the weights under an adapter are held in fewer bits, by bitsandbytes; for decoders."""
+
+    use_4bit_quantization: bool = False
+    """Hold the linear layers of --model, all but the output layer, in 4 bits while an adapter trains, as QLoRA does.
+    The adapter is then used on the model as it lies in its folder."""
+    use_8bit_quantization: bool = False
+    """Hold them in 8 bits."""
+    use_nested_quant: bool = False
+    """Quantise the scales of the 4-bit weights, too, which saves 0.4 bits a weight."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Which sixteen values 4 bits stand for: quantiles of a normal distribution, or floating point."""
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Type of the products with 4-bit weights; by default that of --dtype."""
+    bnb_4bit_quant_storage_dtype: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
+    """As which type 4-bit weights lie in memory; the bytes are the same."""
+
+    def __post_init__(self) -> None:
+        if self.use_4bit_quantization and self.use_8bit_quantization:
+            raise ConfigError("Weights have 4 or 8 bits; drop --use_4bit_quantization or --use_8bit_quantization.")
+        if not self.use_4bit_quantization:
+            of_4bit = [name for name in vars(self) if name not in ("use_4bit_quantization", "use_8bit_quantization")]
+            refuse_changed(self, of_4bit, "without --use_4bit_quantization")
+
+    @property
+    def flag(self) -> str | None:
+        """The flag that asks for fewer bits; None where none does."""
+        names = [name for name in ("use_4bit_quantization", "use_8bit_quantization") if getattr(self, name)]
+        return f"--{names[0]}" if names else None

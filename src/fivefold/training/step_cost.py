@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from fivefold.nn.hollow import hollow_copy
+from fivefold.nn.quantised import stored_bytes
 from fivefold.objectives.objective import Batch, Objective
 from fivefold.training.optimizers import state_elements
 from fivefold.training.settings import LoopSettings, OptimizerSettings
@@ -72,11 +73,11 @@ def step_cost(
 
     Cost: about a second for four blocks, whatever their width.
     """
-    hollow = hollow_copy(model).train()
+    hollow = hollow_copy(model, getattr(torch, loop.dtype)).train()
     trained = [parameter for parameter in hollow.parameters() if parameter.requires_grad]
     row, samples = full_rows(1), micro_batch_size * accumulation_steps
     cost = StepCost(
-        weights=sum(tensor.nbytes for tensor in (*hollow.parameters(), *hollow.buffers())),
+        weights=stored_bytes(model),
         gradients=sum(parameter.nbytes for parameter in trained),
         optimizer=state_elements(hollow, optimizer) * max(parameter.element_size() for parameter in trained),
         tokens=objective.count_tokens(row).total * samples,

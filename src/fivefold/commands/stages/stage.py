@@ -16,7 +16,7 @@ from fivefold.flags import as_recipe, changed_settings
 from fivefold.lowrank.settings import LoroSettings, LowRankSettings
 from fivefold.models.build import build_model, check_length
 from fivefold.models.family import complete
-from fivefold.models.settings import ModelSettings
+from fivefold.models.settings import ModelSettings, QuantisationSettings
 from fivefold.objectives.objective import Batch, Objective
 from fivefold.objectives.orthogonality import WithOrthogonality
 from fivefold.optim.lora import freeze_first_factors
@@ -45,6 +45,7 @@ class Stage:
     loop: LoopSettings
     own: tuple[object, ...]
     """The verb's other settings dataclasses, resolved; they are saved with the run."""
+    quantisation: QuantisationSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,14 @@ def run_stage(
         default_init = "xavier" if stage.optimizer.optimizer == "loro_adamw" and is_fresh else "spectral"
         # Only the shape matters to a dry run, and the largest ones fit in no memory here.
         with torch.device("meta") if dry_run and is_fresh else nullcontext():
-            network, report = build_model(stage.model, stage.low_rank, tokenizer, loop.seed, default_init=default_init)
+            network, report = build_model(
+                stage.model,
+                stage.low_rank,
+                tokenizer,
+                loop.seed,
+                default_init=default_init,
+                quantisation=stage.quantisation,
+            )
         check_length(network, input_length)
         network = network if change is None else change(network)
         check_optimizer(network, stage.optimizer, stage.loro)
