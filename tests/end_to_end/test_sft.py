@@ -156,7 +156,7 @@ ADAPTERS = {
     "thin": LORA | {"peft_type": "lora", "lora_dropout": 0.1},
     "llama, AdaLoRA": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "tfinal": 1, "total_step": 1000},
     "thin, AdaLoRA": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "lora_dropout": 0.1},
-    "llama, PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
+    "llama, PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa_niter_4"},
     "t5, LoRA+": LORA,
     "llama, LoRA-FA": LORA | {"target_modules": "all-linear"},
 }

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fivefold.adapters.config import AdapterSource, does_not_fit, read_adapter_config, source_name
+from fivefold.adapters.moved_start import as_plain_lora, takes_from_base
 from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.adapters.targets import resolve_targets
 from fivefold.errors import ConfigError
@@ -57,7 +58,8 @@ def attach_adapter(model: PreTrainedModel, source: AdapterSource, base: str, *, 
         log.info("%s was saved for %s; here it is for %s.", source_name(source), saved_for, base)
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
     quicken_dropout(adapted)
-    adapted.save_pretrained = partial(_save_adapter, adapted)  # a partial is copied and pickled with the model
+    start = _state(adapted) if takes_from_base(config) else None
+    adapted.save_pretrained = partial(_save_adapter, adapted, start)  # a partial is copied and pickled with the model
     return adapted
 
 
@@ -71,7 +73,17 @@ def without_wrapper(model: Any) -> PreTrainedModel:
     return model.get_base_model() if holds_adapter(model) else model
 
 
-def _save_adapter(model: Any, folder: str) -> None:
+def _state(model: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    with quiet_peft():
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _save_adapter(model: Any, start: dict[str, Tensor] | None, folder: str) -> None:
     with quiet_peft():
         # By itself peft would look into the base's folder, and store a whole table beside an adapter of it.
         type(model).save_pretrained(model, folder, save_embedding_layers=False)
+    if start is not None:
+        as_plain_lora(Path(folder), start)

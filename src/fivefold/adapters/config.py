@@ -26,6 +26,12 @@ _OTHER_TASKS = {
     "FEATURE_EXTRACTION": "makes vectors of texts",
 }
 _PROMPT_KINDS = "adds to what is read, which packed rows, chat and generate have no place for"
+_PREPARED_STARTS = {
+    "eva": "a look at the data",
+    "corda": "a look at the data",
+    "lora_ga": "gradients of the base",
+    "loftq": "a base that it quantises itself",
+}
 _NEED_MORE = {
     "ADAPTION_PROMPT": _PROMPT_KINDS,
     "SHADOW": "puts a second model beside the first",
@@ -105,11 +111,11 @@ def read_adapter_config(source: AdapterSource, *, is_t5: bool, say: bool = True)
     if config.is_prompt_learning or kind in _NEED_MORE:
         what = _NEED_MORE.get(kind, _PROMPT_KINDS)
         raise ConfigError(f"{where}: peft_type {kind} {what}; give one that changes layers, such as LORA.")
-    start = str(fields.get("init_lora_weights"))
-    if start == "orthogonal" or start.startswith("pissa_niter"):
+    start = fields.get("init_lora_weights")
+    if start in _PREPARED_STARTS:
         raise ConfigError(
-            f"{where}: init_lora_weights {start} takes out of the base's weights what it draws at random, and opened "
-            "again draws something else: the saved adapter would fit no model. Say pissa, or leave it out."
+            f"{where}: init_lora_weights {start} starts from {_PREPARED_STARTS[start]}, which fivefold does not do; "
+            "say pissa, or leave it out."
         )
     return config
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fivefold.adapters.config import ADAPTER_CONFIG
+from fivefold.adapters.moved_start import takes_from_base, without_start
 from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.errors import CheckpointError, ModelError
 from fivefold.nn.linear import as_plain_linear
@@ -115,6 +116,8 @@ def load_adapter_weights(model: nn.Module, folder: str | Path) -> None:
         stored = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # damaged files lead to whatever the library then stumbles over
         raise CheckpointError(f"{folder} holds no adapter that can be read ({error}).") from error
+    if takes_from_base(model.peft_config[model.active_adapter]):  # type: ignore[index, operator]
+        stored = without_start(stored)
     with quiet_peft():
         own = get_peft_model_state_dict(model, save_embedding_layers=False)  # type: ignore[arg-type]
         shapes = {name: tensor.shape for name, tensor in own.items()}

@@ -86,8 +86,9 @@ def _shift(gram: Tensor) -> Tensor:
 
 
 def _is_singular(gram: Tensor, triangle: Tensor) -> Tensor:
-    # The smallest entry of the diagonal is an upper bound of the smallest singular value.
-    return ~(triangle.diagonal(dim1=-2, dim2=-1).amin(-1).square() > 2 * _shift(gram)[..., 0, 0])
+    # The smallest entry of the diagonal is an upper bound of the smallest singular value. Of two equal columns it is the
+    # root of twice the shift, give or take rounding.
+    return ~(triangle.diagonal(dim1=-2, dim2=-1).amin(-1).square() > 3 * _shift(gram)[..., 0, 0])
 
 
 def _inverse(triangle: Tensor) -> Tensor:

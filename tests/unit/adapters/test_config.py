@@ -63,7 +63,7 @@ BAD = {
     "dropout": ({"lora_dropout": 1.5}, "lora_dropout is 1.5; it must be at least 0 and below 1"),
     "bias": ({"bias": "some"}, "bias is 'some'; expected one of none, all, lora_only"),
     "choice": ({"init_lora_weights": "pisa"}, "init_lora_weights is 'pisa'; expected .*pissa"),
-    "random": ({"init_lora_weights": "pissa_niter_4"}, "draws at random"),
+    "start": ({"init_lora_weights": "eva"}, "init_lora_weights eva starts from a look at the data"),
     "kind": ({"peft_type": "LORRA"}, "has the peft_type 'LORRA', which peft does not have; did you mean LORA"),
     "no kind": ({"peft_type": None}, "has no peft_type"),
     "task": ({"task_type": "SEQ_2_SEQ_LM"}, "has the task_type 'SEQ_2_SEQ_LM', but the model's is CAUSAL_LM"),

@@ -37,6 +37,8 @@ VARIANTS = {
     "dora": {"use_dora": True},
     "rslora": {"use_rslora": True},
     "pissa": {"init_lora_weights": "pissa"},
+    "pissa_fast": {"init_lora_weights": "pissa_niter_4", "use_rslora": True, "rank_pattern": {"q": 4, "q_proj": 4}},
+    "orthogonal": {"init_lora_weights": "orthogonal", "r": 4},
     "olora": {"init_lora_weights": "olora"},
     "gaussian": {"init_lora_weights": "gaussian"},
     "mica": {"init_lora_weights": "mica"},
@@ -69,7 +71,9 @@ def test_it_trains_and_is_opened_again_as_the_same_model(name, where, tmp_path):
     if name == "GLORA":
         as_plain_linear(opened)
     theirs = PeftModel.from_pretrained(opened, str(tmp_path))
-    assert torch.equal(logits(theirs, batch), expected)
+    # PiSSA and OLoRA are saved as plain LoRAs of twice the rank: the sums are others.
+    tolerance = 1e-4 if any(word in name for word in ("pissa", "olora")) else 0
+    torch.testing.assert_close(logits(theirs, batch), expected, rtol=tolerance, atol=tolerance)
     if name in STAY_BESIDE | {"LORA bias"}:
         with pytest.raises(ModelError, match="cannot be added to the weights"):
             merge_adapter(open_adapter(build(), tmp_path))
