@@ -86,7 +86,7 @@ def _shift(gram: Tensor) -> Tensor:
 
 
 def _is_singular(gram: Tensor, triangle: Tensor) -> Tensor:
-    # The smallest entry of the diagonal is an upper bound of the smallest singular value. Of two equal columns it is the
+    # The smallest entry of the diagonal bounds the smallest singular value from above; of two equal columns it is the
     # root of twice the shift, give or take rounding.
     return ~(triangle.diagonal(dim1=-2, dim2=-1).amin(-1).square() > 3 * _shift(gram)[..., 0, 0])
 
