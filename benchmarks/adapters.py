@@ -32,6 +32,8 @@ class Method(NamedTuple):
     preset: str
     lr: float
     optimizer: str = "adamw"
+    base: tuple[str, ...] = ()
+    """How the model under it is held, for decoders."""
 
 
 METHODS = {
@@ -50,6 +52,8 @@ METHODS = {
     "LoHa, r = 8": Method("loha_rank8", 1e-3),
     "LoKr, r = 8": Method("lokr_rank8", 1e-3),
     "AdaLoRA, r = 12 to 8": Method("adalora_rank8", 1e-3),
+    "LoRA, r = 8, on 4 bits": Method("lora_rank8", 2e-4, base=("--use_4bit_quantization",)),
+    "LoRA, r = 8, on 8 bits": Method("lora_rank8", 2e-4, base=("--use_8bit_quantization",)),
 }
 MODELS = {"smollm2": "SmolLM2-135M", "flan_t5": "flan-t5-small"}
 
@@ -82,7 +86,12 @@ def measure(folder: Path, name: str, factor: float, num_steps: int, threads: int
             "samples": 0,
             "output_dir": run,
         }
-        words = ["sft", "--packing", *(str(word) for flag, value in flags.items() for word in (f"--{flag}", value))]
+        words = [
+            "sft",
+            "--packing",
+            *method.base,
+            *(str(word) for flag, value in flags.items() for word in (f"--{flag}", value)),
+        ]
         plan = io.StringIO()
         for more, out in ((["--dry_run"], plan), ([], sys.stderr)):
             with contextlib.redirect_stdout(out):
@@ -105,6 +114,8 @@ def section(model: str, folder: Path, arguments: argparse.Namespace) -> list[str
     lines = [f"**{MODELS[model]}**", "", f"| | trains | a step | memory | rate{rates} |"]
     lines.append("| --- " * (5 + len(arguments.factors)) + "|")
     for name in arguments.methods:
+        if METHODS[name].base and model == "flan_t5":
+            continue
         words = [folder, name, *("--steps", arguments.steps, "--threads", arguments.threads)]
         runs = [in_own_process(__file__, "--measure", *words, "--factors", factor) for factor in arguments.factors]
         if name == arguments.methods[0]:

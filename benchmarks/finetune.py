@@ -49,10 +49,10 @@ def measure(variant: str, folder: Path, num_steps: int, threads: int) -> None:
     """Train a few steps and print JSON."""
     import peft
     import torch
-    from fivefold.models.new_adapter import attach_adapter
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
 
+    from fivefold.adapters.attach import attach_adapter
     from fivefold.corpus.settings import CorpusSettings
     from fivefold.data.dialogues import build_dialogues
     from fivefold.data.loader import tensors

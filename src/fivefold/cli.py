@@ -54,6 +54,8 @@ def _run(verb: str, words: list[str]) -> int:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fivefold").setLevel(logging.INFO)
+    # It tells of kernels that it could fetch, even where nothing is quantised, and of each change of type in a product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault(
         "HF_HUB_DISABLE_PROGRESS_BARS", "1"
     )  # ours says what goes on; a bar for each file would hide it

@@ -185,3 +185,14 @@ def test_nothing_names_a_machine_or_a_registry():
         if path.suffix in (".png",) or not path.is_file():
             continue
         assert not forbidden.search(path.read_text(encoding="utf-8")), name
+
+
+SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_what_scripts_import_is_there(script):
+    """Many of them are run by hand, long after a name has moved."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fivefold"):
+            exec(compile(ast.Module([node], []), script.name, "exec"), {})

@@ -1,6 +1,7 @@
 """An adapter on a decoder in 4 or 8 bits: what trains, what is saved, what stays, and what is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from fivefold.adapters.attach import attach_adapter
+from fivefold.adapters.folder import load_adapter_weights
 from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.cli import main
 from fivefold.models.build import checkpoint_blocks
@@ -20,7 +22,7 @@ from fivefold.models.settings import QuantisationSettings
 from fivefold.nn.quantised import is_quantised
 from fivefold.training.telemetry import read_log_lines
 
-pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the tests' bitsandbytes is installed on Linux only")
 
 FLAGS = "--input_length 64 --validation_frac 0.2 --samples 1 --sample_tokens 2 --lr 1e-2 --warmup_ratio 0 --lora_r 4 "
 FLAGS += "--batch_size 4 --num_training_steps 6 --eval_every 3 --save_every 3 --keep_last 0"
@@ -104,8 +106,6 @@ def test_plain_peft_opens_it_on_the_quantised_and_on_the_full_base(model, capsys
     ours = attach_adapter(
         _opened(model, use_4bit_quantization=True, bnb_4bit_compute_dtype="bfloat16"), "run/final", str(model), seed=0
     )
-    from fivefold.adapters.folder import load_adapter_weights
-
     load_adapter_weights(ours, "run/final")
     with quiet_peft(), torch.no_grad():
         base = AutoModelForCausalLM.from_pretrained(model, quantization_config=config, dtype=torch.float32)
@@ -139,3 +139,34 @@ def test_recomputed_blocks_give_the_same_gradients(model):
     kept = _gradients(adapted)
     checkpoint_blocks(adapted)
     _same(kept, _gradients(adapted))
+
+
+REFUSED = {
+    "no_adapter": (FOUR, "--use_4bit_quantization needs an adapter"),
+    "both": ([*FOUR, "--load_in_8bit", "--lora_r", "4"], "4 or 8 bits"),
+    "nothing_to_nest": (["--use_nested_quant", "--lora_r", "4"], "--use_nested_quant"),
+    "pure_bf16": ([*FOUR, "--lora_r", "4", "--pure_bf16"], "--pure_bf16"),
+    "factored": ([*FOUR, "--lora_r", "4", "--loro_scope", "all"], "full-rank"),
+    "method": ([*FOUR, "--adapter", "lokr_rank8"], "LOKR"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused(case, model, capsys):
+    flags, said = REFUSED[case]
+    assert main(["sft", "--model", str(model), "--data", "rows.json", "--output_dir", "run", *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("t5", "is a T5"), ("adapter_llama", "--merge"), ("low_rank_llama", "full-rank")]
+)
+def test_other_models_are_refused(kind, said, tmp_path, capsys):
+    folder = write_model(kind, tmp_path / kind, small_tokenizer())
+    assert (
+        main(["sft", "--model", str(folder), "--data", "rows.json", "--output_dir", "run", "--lora_r", "4", *FOUR]) == 2
+    )
+    assert said in capsys.readouterr().err
+    assert not Path("run").exists()

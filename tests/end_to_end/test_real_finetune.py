@@ -1,5 +1,6 @@
 """The document's command on models that somebody trained, with real instructions: it learns, and others open it."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGe
 
 from fivefold.adapters.peft_warnings import quiet_peft
 from fivefold.cli import main
+from fivefold.lowrank.store import is_factored, load_factored
 from fivefold.models.load import load_model
 from fivefold.training.telemetry import read_log_lines
 
@@ -34,6 +36,27 @@ DOCUMENT = {
 SHORT = ["--input_length", "256", "--packing", "--batch_size", "4", "--num_training_steps", "24", "--eval_every", "12"]
 SHORT += ["--eval_samples", "24", "--validation_frac", "0.1", "--samples", "1", "--sample_tokens", "8", "--lr", "1e-3"]
 SHORT += ["--log_every", "1"]
+
+
+class LowRank:
+    """Opens low-rank folders as the library opens its own."""
+
+    @staticmethod
+    def from_pretrained(folder, **_):
+        return load_factored(str(folder))
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """examples/demo.py, which pretrains for a third of its steps."""
+    spec = importlib.util.spec_from_file_location("demo", Path(__file__).parents[2] / "examples" / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    whole = demo.run
+    monkeypatch.setattr(
+        demo, "run", lambda line: whole(line.replace("--num_training_steps 300", "--num_training_steps 100"))
+    )
+    return demo
 
 
 @pytest.fixture
@@ -73,11 +96,10 @@ def _logits(model, ids):
 
 
 def _is_the_same_everywhere(run, base, theirs, ids):
-    """In plain peft on the library's own model, and merged into a folder that this library opens."""
+    """In plain peft on a model that `theirs` opens, and merged into a folder that it opens."""
     ours = load_model(str(run))
     with quiet_peft():
         opened = PeftModel.from_pretrained(theirs.from_pretrained(base, dtype=torch.float32), run)
-    with quiet_peft():
         beside = PeftModel.from_pretrained(load_model(str(base)), run)
     torch.testing.assert_close(_logits(beside, ids), _logits(opened, ids), rtol=1e-5, atol=1e-4)
     assert main(["export", str(run), "--merge", "--output_dir", "merged"]) == 0
@@ -110,3 +132,18 @@ def test_flan_t5_learns_by_a_preset(real_t5, place):
     _learned(run)
     ids = AutoTokenizer.from_pretrained(real_t5)("Name three fruits and say why.", return_tensors="pt").input_ids
     _is_the_same_everywhere(run / "final", real_t5, T5ForConditionalGeneration, ids)
+
+
+def test_a_low_rank_t5_learns_after_its_pretraining(place, demo):
+    reviews = place / "demo"
+    demo.split_reviews(reviews, seed=0)
+    demo.pretrain(reviews, seed=0)
+    base = reviews / "run" / "final"
+    words = ["finetune", "--model_path", str(base), "--dataset_name", str(reviews / "taught.jsonl"), *SHORT]
+    words += ["--config", "lora_rank8", "--target_length", "48", "--output_dir", "checkpoints/run", "--execute"]
+    assert main(words) == 0
+    run = place / "checkpoints" / "run"
+    _learned(run)
+    ids = AutoTokenizer.from_pretrained(base)(demo.QUESTION + demo.SAID[0], return_tensors="pt").input_ids
+    _is_the_same_everywhere(run / "final", base, LowRank, ids)
+    assert is_factored("merged")

@@ -5,7 +5,6 @@ All else (embeddings, norms, output layer) is opened in float32, so that nothing
 `prepare_model_for_kbit_training` is left to do.
 """
 
-import logging
 import warnings
 from typing import Any
 
@@ -38,8 +37,6 @@ def quantised_loading(settings: QuantisationSettings) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     check_bitsandbytes()
-    # It tells of each product in which an input goes from one 16-bit type to another.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     config = BitsAndBytesConfig(
         load_in_4bit=settings.use_4bit_quantization,
         load_in_8bit=settings.use_8bit_quantization,
