@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fivefold.errors import ModelError
 from fivefold.nn.losses import IGNORE_INDEX, token_logps
-from fivefold.nn.output_positions import output_only_at
+from fivefold.nn.output_positions import output_only_at, places_of
 from fivefold.objectives.objective import Batch
 
 
@@ -40,7 +40,7 @@ def answer_logps(model: nn.Module, batch: Batch) -> Tensor:
             "decoder_segments": answers,
             "memory_segments": (answers + 1) // 2,
         }
-    with output_only_at(bare.get_output_embeddings(), positions):
+    with output_only_at(bare.get_output_embeddings(), places_of(positions)):
         logits_NV = model(input_ids=batch["input_ids"], **arguments).logits
     logps_N = token_logps(logits_NV, labels[positions], overwrite_logits=True)
     sums_A = logps_N.new_zeros(batch["num_tokens"].numel())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fivefold.errors import ModelError
 from fivefold.nn.losses import IGNORE_INDEX, cross_entropy_sum
-from fivefold.nn.output_positions import output_only_at
+from fivefold.nn.output_positions import output_only_at, places_of
 from fivefold.objectives.objective import Batch, LossTerms, TokenCounts
 from fivefold.objectives.settings import LossSettings
 
@@ -52,7 +52,7 @@ class CausalObjective:
         # A compiled model would be compiled anew for every number of positions, and given up after a few.
         is_compiled = getattr(bare, "_compiled_call_impl", None) is not None
         is_sparse = not is_compiled and int(is_learned.sum()) < _SPARSE * labels.numel()
-        with output_only_at(bare.get_output_embeddings(), is_learned) if is_sparse else nullcontext():
+        with output_only_at(bare.get_output_embeddings(), places_of(is_learned)) if is_sparse else nullcontext():
             logits = model(input_ids=batch["input_ids"], use_cache=False, **arguments).logits
         if is_sparse:
             labels = labels[is_learned]

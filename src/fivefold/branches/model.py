@@ -1,0 +1,118 @@
+"""A decoder that reads branches: its positions, its attention, and a probe of whether it keeps them apart."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fivefold.branches.attention import BRANCH_ATTENTION
+from fivefold.branches.plan import BranchPlan, Visibility
+from fivefold.branches.rotary import (
+    Interleaved2DRoPE,
+    RopeMode,
+    auto_pair_indices,
+    patch_model_with_interleaved_2d_rope,
+    positions_2d,
+)
+from fivefold.errors import ModelError
+
+
+@dataclass(frozen=True)
+class BranchScheme:
+    """How branches are told apart; a trained adapter means one scheme."""
+
+    rope_2d_ratio: float = 0.5
+    rope_2d_mode: RopeMode = "replace"
+    stride: int = 128
+    branch_visibility: Visibility = "isolated"
+
+
+def prepare_for_branches(model: nn.Module, scheme: BranchScheme) -> None:
+    """Change a transformers decoder so that `branch_arguments` have their meaning; ordinary calls stay what they were.
+
+    Raises:
+        ConfigError: a ratio out of range.
+        ModelError: a model without rotary positions where the scheme wants 2D RoPE, or one that does not keep branches
+            apart, such as those that carry a state from token to token.
+    """
+    decoder: Any = model
+    pairs = auto_pair_indices(model, scheme.rope_2d_ratio) if scheme.rope_2d_ratio else []
+    before = decoder.config._attn_implementation
+    plain = None if next(decoder.parameters()).is_meta else _logits(model, _ALONE)
+    roads = [BRANCH_ATTENTION] if getattr(decoder, "_supports_attention_backend", False) else []
+    for road in (*roads, "sdpa"):  # with a mask, which costs more
+        decoder.set_attn_implementation(road)
+        if plain is None or _keeps_apart(model, plain):
+            break
+    else:
+        decoder.set_attn_implementation(before)
+        raise ModelError(
+            f"{type(model).__name__} lets branches see each other whatever it is told, as models do that carry a state "
+            "from token to token or make their masks themselves; take another model, such as a Llama or a Qwen."
+        )
+    if not pairs:
+        return
+    patch_model_with_interleaved_2d_rope(model, pairs, scheme.stride, "offset")
+    if plain is not None and not _is_close(_logits(model, _ALONE, positions_2d(0 * _TIMES, _TIMES)[:, _ALONE]), plain):
+        raise ModelError(
+            f"{type(model).__name__} uses positions for more than its rotary embeddings, so that 2D RoPE cannot be had "
+            "there; give --no_patch_rope."
+        )
+    for module in model.modules():
+        if isinstance(module, Interleaved2DRoPE):
+            module.mode = scheme.rope_2d_mode
+
+
+def branch_arguments(model: nn.Module, branches: Tensor, times: Tensor, scheme: BranchScheme) -> dict[str, Any]:
+    """What a call of the model takes beside `input_ids`.
+
+    Args:
+        model: prepared, perhaps wrapped.
+        branches: [B, N], 0 for main, -1 for padding.
+        times: [B, N].
+    """
+    bare: Any = getattr(model, "module", model)
+    plan = BranchPlan(branches, times, scheme.branch_visibility)
+    positions = positions_2d(branches, times) if scheme.rope_2d_ratio else times
+    if bare.config._attn_implementation != BRANCH_ATTENTION:
+        return {"position_ids": positions, "attention_mask": plan.mask()}
+    # A mask of four dimensions keeps transformers from making one out of the positions; nothing reads it.
+    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=branches.device)
+    return {"position_ids": positions, "attention_mask": unread, "branches": plan}
+
+
+# A main text of four tokens, a branch of three and another one of four.
+_IDS = torch.tensor([[5, 6, 7, 8, 9, 6, 7, 5, 11, 8, 6]])
+_BRANCHES = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]])
+_TIMES = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7]])
+_ALONE = [0, 1, 2, 3, 7, 8, 9, 10]
+"""Main and the second branch."""
+
+
+def _keeps_apart(model: Any, plain: Tensor) -> bool:
+    """Whether main and a branch are read beside another branch as the model reads them alone."""
+    device = next(model.parameters()).device
+    try:
+        arguments = branch_arguments(model, _BRANCHES.to(device), _TIMES.to(device), BranchScheme(rope_2d_ratio=0.0))
+        together = _logits(model, list(range(_IDS.shape[1])), **arguments)[:, _ALONE]
+        return _is_close(together, plain) and _is_close(_logits(model, _ALONE), plain)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False  # it does not know the arguments
+
+
+@torch.no_grad()
+def _logits(model: Any, places: list[int], position_ids: Tensor | None = None, **arguments: Any) -> Tensor:
+    device, was_training = next(model.parameters()).device, model.training
+    if position_ids is not None:
+        arguments["position_ids"] = position_ids.to(device)
+    model.eval()
+    try:
+        return model(input_ids=_IDS[:, places].to(device), use_cache=False, **arguments).logits
+    finally:
+        model.train(was_training)
+
+
+def _is_close(ours: Tensor, theirs: Tensor) -> bool:
+    tolerance = 1e-4 if theirs.dtype == torch.float32 else 3e-2
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
