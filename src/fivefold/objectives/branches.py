@@ -1,4 +1,4 @@
-"""Cross-entropy of main texts and of the branches that go on from them, each branch as if it stood alone behind main."""
+"""Cross-entropy of main texts and of the branches that go on from them, each as if it stood alone behind main."""
 
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +15,7 @@ from fivefold.objectives.settings import LossSettings
 class BranchObjective:
     """Sum over the learned tokens of -log p(token | main and what is earlier in its branch).
 
-    Batches are those of `data.branch_layout.branch_batch`; the model is prepared by `branches.model.prepare_for_branches`.
+    Batches are those of `data.branch_layout.branch_batch`; `branches.model.prepare_for_branches` has prepared the model.
     """
 
     unit, others = "tokens", ()
