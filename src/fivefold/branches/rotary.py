@@ -83,13 +83,17 @@ def auto_pair_indices(model: nn.Module, ratio: float) -> list[int]:
         Numbers from 1, the fastest pair.
 
     Raises:
-        ConfigError: a ratio out of range, or so large that it leaves time no pair.
+        ConfigError: a ratio out of range, so large that it leaves time no pair, or so small that it gives none.
         ModelError: the model has no rotary positions.
     """
     if not 0 <= ratio <= 1:
         raise ConfigError(f"rope_2d_ratio is {ratio}; give a share from 0 to below 1, such as 0.5.")
     total = _num_pairs(model)
     count = round(total * ratio)
+    if ratio and not count:
+        raise ConfigError(
+            f"rope_2d_ratio {ratio} gives none of the {total} pairs to the branches; give more, or 0 for no 2D RoPE."
+        )
     if count == total:
         raise ConfigError(
             f"rope_2d_ratio {ratio} gives all {total} pairs to the branches, and time would have no order; give less, "

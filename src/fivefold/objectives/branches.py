@@ -15,7 +15,7 @@ from fivefold.objectives.settings import LossSettings
 class BranchObjective:
     """Sum over the learned tokens of -log p(token | main and what is earlier in its branch).
 
-    Batches are those of `data.branch_layout.branch_batch`; `branches.model.prepare_for_branches` has prepared the model.
+    Batches are those of `data.branch_layout.branch_batch`, models those that `prepare_for_branches` has changed.
     """
 
     unit, others = "tokens", ()

@@ -28,6 +28,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+HALF = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama3": {"model_type": "llama", "rope_parameters": LLAMA3},
@@ -42,8 +43,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": WIDE_HEADS | {"sliding_window": 4096, "query_pre_attn_scalar": 16},
     "phi": {"num_key_value_heads": 4},
     "phi3": {},
-    "gpt_neox": {"num_key_value_heads": 4},
-    "stablelm": {},
+    "gpt_neox": {"num_key_value_heads": 4, "rope_parameters": HALF},
+    "stablelm": {"rope_parameters": HALF},
     "olmo2": {},
     "olmo3": {"sliding_window": 4096},
     "granite": {},
@@ -71,7 +72,7 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     own = FAMILIES[family] | changes
     settings = COMMON | {key: value for key, value in own.items() if key != "model_type"}
     config = AutoConfig.for_model(own.get("model_type", family), **settings)
-    for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop"):
+    for name in ("attention_dropout", "hidden_dropout", "residual_dropout"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
     torch.manual_seed(0)
