@@ -22,7 +22,8 @@ from machine import measured_on
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fivefold.branches.model import BranchScheme, prepare_for_branches
+from fivefold.branches.model import prepare_for_branches
+from fivefold.branches.settings import BranchScheme
 from fivefold.data.branch_layout import Branch, branch_batch, branch_layout
 from fivefold.data.loader import tensors
 from fivefold.objectives.branches import BranchObjective

@@ -1,31 +1,20 @@
 """A decoder that reads branches: its positions, its attention, and a probe of whether it keeps them apart."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fivefold.branches.attention import BRANCH_ATTENTION
-from fivefold.branches.plan import BranchPlan, Visibility
+from fivefold.branches.plan import BranchPlan
 from fivefold.branches.rotary import (
     Interleaved2DRoPE,
-    RopeMode,
     auto_pair_indices,
     patch_model_with_interleaved_2d_rope,
     positions_2d,
 )
+from fivefold.branches.settings import BranchScheme
 from fivefold.errors import ModelError
-
-
-@dataclass(frozen=True)
-class BranchScheme:
-    """How branches are told apart; a trained adapter means one scheme."""
-
-    rope_2d_ratio: float = 0.5
-    rope_2d_mode: RopeMode = "replace"
-    stride: int = 128
-    branch_visibility: Visibility = "isolated"
 
 
 def prepare_for_branches(model: nn.Module, scheme: BranchScheme) -> None:

@@ -1,12 +1,12 @@
 """Who sees whom in a batch of rows [main | branch | branch | ...]."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Visibility = Literal["isolated", "columnar"]
+from fivefold.branches.settings import Visibility
 
 
 class RowPlan(NamedTuple):

@@ -6,14 +6,13 @@ so that `generate` and every other use of the model stay what they were.
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fivefold.branches.settings import RopeMode
 from fivefold.errors import ConfigError, ModelError
-
-RopeMode = Literal["replace", "offset"]
 
 # Times lie in the lower bits, and above them the branch's number + 1: 0 there is a position without branch.
 _TIME_BITS = 32

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from fivefold.branches.model import BranchScheme, branch_arguments
+from fivefold.branches.model import branch_arguments
+from fivefold.branches.settings import BranchScheme
 from fivefold.nn.losses import cross_entropy_sum
 from fivefold.nn.output_positions import output_only_at
 from fivefold.objectives.objective import Batch, LossTerms, TokenCounts

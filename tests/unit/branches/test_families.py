@@ -7,8 +7,9 @@ from families import FAMILIES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fivefold.branches.attention import BRANCH_ATTENTION
-from fivefold.branches.model import BranchScheme, branch_arguments, prepare_for_branches
+from fivefold.branches.model import branch_arguments, prepare_for_branches
 from fivefold.branches.rotary import auto_pair_indices
+from fivefold.branches.settings import BranchScheme
 from fivefold.data.branch_layout import Branch, branch_batch, branch_layout
 from fivefold.data.loader import tensors
 from fivefold.errors import ModelError
