@@ -60,8 +60,11 @@ def branch_attention(
             sliding_window = None
         is_plain = branches.visibility == "isolated" and sliding_window is None and not dropout
         if is_plain and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-            rows = branches.rows
-            return _SharedPrefix.apply(query, key, value, rows, scaling).transpose(1, 2), None  # type: ignore[attr-defined]
+            if torch.is_autocast_enabled("cpu"):  # which knows torch's attention, but not ours
+                dtype = torch.get_autocast_dtype("cpu")
+                query, key, value = (x.to(dtype) for x in (query, key, value))
+            out: Any = _SharedPrefix.apply(query, key, value, branches.rows, scaling)
+            return out.transpose(1, 2), None
         attention_mask = branches.mask(sliding_window)
     given = kwargs | {"scaling": scaling, "dropout": dropout}
     return sdpa_attention_forward(module, query, key, value, attention_mask, **given)

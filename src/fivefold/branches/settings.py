@@ -54,3 +54,21 @@ class BranchScheme:
     def canonical(self) -> "BranchScheme":
         """The same, where nothing that has no effect differs from its default."""
         return self if self.rope_2d_ratio else replace(self, rope_2d_mode="replace", stride=128)
+
+
+@dataclass
+class LoraFileSettings:
+    """LoRA as single files of the older kind, with keys such as `model.layers.0.self_attn.q_proj.lora.A.weight`."""
+
+    load_lora: str | None = None
+    """Weights to start the adapter from: an adapter's folder, or such a file (.pth)."""
+    save_lora_files: bool = False
+    """When the run is over, write its checkpoints as such files, too: lora/NAME_stepN.pth and lora/NAME_final.pth in
+    the output folder."""
+    lora_name: str = "hf_parallel_lora"
+    """NAME of these files."""
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        if not self.lora_name or "/" in self.lora_name:
+            raise ConfigError(f"lora_name is {self.lora_name!r}; give a file's name without folder.")

@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     PERMUTATION = 5
     DOCUMENT_ORDER = 6
     SAMPLED_TOKEN = 7
+    NUM_BRANCHES = 8
+    BRANCH_NUMBERS = 9
 
 
 def mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -169,6 +169,52 @@ class DialogueSettings:
 
 
 @dataclass
+class BranchDataSettings:
+    """How main texts and their branches become training data."""
+
+    tokenizer: str | None = None
+    """Tokenizer folder or Hub id; by default the one of --model."""
+    input_length: int = 512
+    """Most tokens of a branch, end mark included; longer ones lose their end."""
+    branches_per_sample: int = 8
+    """Branches of one sample: of a main text with more of them several samples are made, and of single texts, which
+    have no main text, as many go together."""
+    max_branches_per_sample: int = 0
+    """Draw the number of branches of each sample from 1 to this one; 0 takes --branches_per_sample."""
+    max_total_tokens: int = 0
+    """Most tokens of a sample, main text and all branches; 0 for as many as there are."""
+    learn_main: bool = True
+    """Learn main texts, too, not the branches alone."""
+    use_streaming: bool = False
+    """Read the data as they come, in their order, instead of holding all of them in memory."""
+    validation_data: list[str] = field(default_factory=list)
+    """Files, folders or Hub ids for the held-out loss, instead of a held-out share of the data."""
+    validation_split: str = "validation"
+    """Split of the Hub data sets in --validation_data."""
+    validation_frac: float = 0.01
+    """Share of the records held out for validation, by a hash of their main or first text; 0 for none."""
+    validation_documents: int = 1000
+    """Most samples to measure the held-out loss on."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_frac(self.validation_frac)
+        for name, least in (
+            ("input_length", 2),
+            ("branches_per_sample", 1),
+            ("max_branches_per_sample", 0),
+            ("max_total_tokens", 0),
+            ("validation_documents", 1),
+        ):
+            _check_at_least(self, name, least)
+
+    @property
+    def most_branches(self) -> int:
+        """Of a sample."""
+        return self.max_branches_per_sample or self.branches_per_sample
+
+
+@dataclass
 class BatchSettings:
     """How many samples a step takes."""
 
@@ -186,6 +232,14 @@ class BatchSettings:
         for name in ("batch_size", "total_batch_size", "accumulation_steps", "eval_batch_size"):
             if getattr(self, name) is not None:
                 _check_at_least(self, name, 1)
+
+
+@dataclass
+class BranchBatchSettings(BatchSettings):
+    """The same with another default."""
+
+    batch_size: int = 16
+    """Samples that one process puts through the model at once, each a main text with all its branches."""
 
 
 @dataclass

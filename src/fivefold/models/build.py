@@ -104,15 +104,18 @@ def check_length(model: PreTrainedModel, input_length: int) -> None:
     Raises:
         ConfigError: they are.
     """
-    config = model.config
-    num_positions = (
-        config.longest_input() if isinstance(config, T5Config) else getattr(config, "max_position_embeddings", None)
-    )
-    if num_positions is not None and input_length > num_positions:
+    most = num_positions(model)
+    if most is not None and input_length > most:
         raise ConfigError(
-            f"input_length is {input_length}, but the model has {num_positions} positions; give that at most, or a "
+            f"input_length is {input_length}, but the model has {most} positions; give that at most, or a "
             "--model_config file with a larger max_position_embeddings (a T5's position_settings: max_seq_length)."
         )
+
+
+def num_positions(model: PreTrainedModel) -> int | None:
+    """How long a sample may be; None where there is no end to it."""
+    config = model.config
+    return config.longest_input() if isinstance(config, T5Config) else getattr(config, "max_position_embeddings", None)
 
 
 def checkpoint_blocks(model: PreTrainedModel) -> None:

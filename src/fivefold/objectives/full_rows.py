@@ -49,3 +49,24 @@ def full_preferences(rows: int, capacity: tuple[int, ...], *, needs_reference: b
         batch["position_ids"] = (1 + torch.where(places < chosen, places, places - chosen)).repeat(rows, 1)
     batch["num_tokens"] = torch.tensor([[chosen, length - read - chosen]]).repeat(rows, 1)
     return batch | ({"reference_logps": torch.zeros(rows, 2)} if needs_reference else {})
+
+
+def full_branches(rows: int, length: int, num_branches: int, max_tokens: int) -> Batch:
+    """Samples of `BranchObjective`: a main text as long as a branch, and as many branches as go together.
+
+    Args:
+        length: of a branch.
+        max_tokens: of a sample; 0 for as many as there are.
+    """
+    total = (num_branches + 1) * length
+    ids = torch.ones(rows, min(total, max_tokens) if max_tokens else total, dtype=torch.long)
+    places = torch.arange(ids.shape[1])
+    times = torch.where(places < length, places, length + places % length)
+    sources = torch.arange(ids.numel())
+    return {
+        "input_ids": ids,
+        "branches": (places // length).expand_as(ids).contiguous(),
+        "times": times.expand_as(ids).contiguous(),
+        "sources": sources,
+        "targets": ids.flatten(),
+    }

@@ -289,6 +289,18 @@ class LoopSettings:
 
 
 @dataclass
+class BranchLoopSettings(LoopSettings):
+    """The same with the defaults that people know who train branches."""
+
+    output_dir: str = "out"
+    """Folder of the run: settings, log, checkpoints, final model and report."""
+    log_every: int = 50
+    """Steps between two lines of log.jsonl."""
+    save_every: int = field(default=500, metadata={"save_strategy": ("steps",)})
+    """Steps between checkpoints; 0 writes only the final model."""
+
+
+@dataclass
 class ReferenceSettings:
     """What a model that learns from preferences is compared with."""
 

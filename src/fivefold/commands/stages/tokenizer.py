@@ -65,6 +65,28 @@ def chat_format_unless_on_hub(
     return ChatFormat(tokenizer, model.model_type, data.chat_template), unchecked
 
 
+def raw_tokenizer_unless_on_hub(
+    corpus: CorpusSettings, validation_data: list[str], name: str | None, dry_run: bool
+) -> tuple[PreTrainedTokenizerBase | None, list[str]]:
+    """The tokenizer of texts that no template changes, and the Hub ids nobody has looked up, as above.
+
+    Raises:
+        ConfigError: no data, no tokenizer, or prepared text.
+        DataError: data or a tokenizer that are not there.
+    """
+    if not corpus.data:
+        raise ConfigError("--data is missing: name a file of main texts with branches, or of texts.")
+    if (folder := prepared_folder(corpus)) is not None:
+        raise ConfigError(f"--data names {folder}, which holds prepared text; give the texts themselves.")
+    if name is None:
+        raise ConfigError("--tokenizer is missing: a fresh model brings none; or give a trained --model.")
+    unchecked = check_sources(corpus)
+    if validation_data:
+        unchecked += check_sources(replace(corpus, data=validation_data))
+    tokenizer = _unless_on_hub(lambda: load_tokenizer(name, is_offline=dry_run), name, dry_run)
+    return tokenizer, unchecked if tokenizer is not None else [*unchecked, name]
+
+
 def _unless_on_hub(
     load: Callable[[], PreTrainedTokenizerBase], name: str, dry_run: bool
 ) -> PreTrainedTokenizerBase | None:
