@@ -43,8 +43,8 @@ def run(
 ) -> None:
     """Resolve the settings, train, and draw the curves."""
     from fivefold.adapters.folder import load_adapter_weights
+    from fivefold.adapters.lora_files import load_lora_file, write_lora_file
     from fivefold.branches.folder import check_scheme, save_with_scheme
-    from fivefold.branches.lora_files import load_lora_file, write_lora_file
     from fivefold.branches.model import prepare_for_branches
     from fivefold.commands.stages.stage import Example, Stage, Task, resolve_model, run_stage
     from fivefold.commands.stages.tokenizer import raw_tokenizer_unless_on_hub
