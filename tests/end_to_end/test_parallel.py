@@ -1,7 +1,10 @@
 """`fivefold parallel`: learning, resuming, the two kinds of files, and what is refused."""
 
 import json
+import re
+import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -196,3 +199,29 @@ def test_the_documents_defaults_are_ours(model, capsys):
         shown.append({line for line in capsys.readouterr().out.splitlines() if ": " in line})
     said_alone = ("tokenizer", "accumulation_steps", "one process", "two processes", "time", "memory")
     assert not [line for line in shown[0] ^ shown[1] if not line.startswith(said_alone)]
+
+
+def _lines_of_the_document():
+    page = Path(__file__).parents[2] / "docs" / "coming_from" / "parallel_decoding.md"
+    (block,) = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [line.removeprefix("$ ") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", _lines_of_the_document())
+def test_every_line_of_the_document_runs(line, model, capsys):
+    """On a small model and few rows under the same names, in one process."""
+    words = shlex.split(line.partition("fivefold ")[2])
+    named = dict(pairwise(words))
+    shutil.copytree(model, named["--base_model"])
+    if "--data_path" in named:
+        Path("dataset").mkdir()
+        shutil.copy("rows.jsonl", named["--data_path"])
+    else:
+        Path(named["--hf_dataset"]).mkdir(parents=True)
+        shutil.copy("texts.jsonl", named["--hf_dataset"])
+    if "--use_wandb" in words:  # which wants an account
+        words.remove("--use_wandb")
+    short = {"--epochs": "0.2", "--num_training_steps": "2", "--max_seq_len": "64"}
+    words = [short.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    assert main([*words, "--validation_frac", "0.1"]) == 0
+    assert (Path("out") / "final" / "adapter_config.json").is_file()
