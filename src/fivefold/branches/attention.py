@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from fivefold.branches.plan import BranchPlan, RowPlan
+from fivefold.branches.plan import BranchPlan, DecodingPlan, RowPlan
 
 BRANCH_ATTENTION = "fivefold_branches"
 """Its name in transformers' attention interface."""
@@ -33,7 +33,7 @@ def branch_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    branches: BranchPlan | None = None,
+    branches: BranchPlan | DecodingPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer.
@@ -49,13 +49,23 @@ def branch_attention(
     Returns:
         [B, N, H, D].
     """
-    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+    has_own_scores = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
+    if isinstance(branches, DecodingPlan) and branches.shared is not None:
+        main_key, main_value = branches.shared.main[module.layer_idx]  # type: ignore[index]
+        if not has_own_scores:
+            mask = branches.mask(sliding_window)
+            return _decoded(query, key, value, main_key, main_value, mask, scaling), None
+        rows = (len(query), -1, -1, -1)
+        key, value = torch.cat([main_key.expand(rows), key], 2), torch.cat([main_value.expand(rows), value], 2)
+    if has_own_scores:
         # Gemma 2's limit of the scores and gpt-oss's sinks: only the model's own code has them.
         mask = attention_mask if branches is None else branches.mask(sliding_window)
         own: Any = sys.modules[type(module).__module__]
         given = kwargs | {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return own.eager_attention_forward(module, query, key, value, _as_scores(mask, query, key), **given)[0], None
-    if branches is not None:
+    if isinstance(branches, DecodingPlan):
+        attention_mask = branches.mask(sliding_window)
+    elif branches is not None:
         if sliding_window is not None and branches.latest <= sliding_window:
             sliding_window = None
         is_plain = branches.visibility == "isolated" and sliding_window is None and not dropout
@@ -206,6 +216,31 @@ def _parts(row: RowPlan, num_shared: int) -> list[_MainSeesMain]:
     kinds += [_BranchesSeeThemselves] if row.lengths else []
     kinds += [_BranchesSeeMain] if row.main_length and row.lengths else []
     return [kind(row, num_shared) for kind in kinds]
+
+
+def _decoded(
+    q: Tensor, k: Tensor, v: Tensor, main_k: Tensor, main_v: Tensor, mask: Tensor, scale: float | None
+) -> Tensor:
+    """[R, n, H, D]: one softmax over main's keys, which all rows share, and over each row's own.
+
+    Source: bifurcated attention, https://arxiv.org/abs/2403.08845.
+
+    Args:
+        q: [R, H, n, D].
+        k: [R, J, T, D]; v alike.
+        main_k: [1, J, M, D]; main_v alike.
+        mask: [R, 1, n, M + T] bool.
+    """
+    num_rows, _, width, head_dim = q.shape
+    shared, main_length = k.shape[1], main_k.shape[2]
+    q = q.unflatten(1, (shared, -1)) * (head_dim**-0.5 if scale is None else scale)
+    of_main = (q.transpose(0, 1).flatten(1, 3) @ main_k[0].mT).unflatten(1, (num_rows, -1)).transpose(0, 1)
+    scores = torch.cat([of_main, q.flatten(2, 3) @ k.mT], 3).unflatten(2, (-1, width))
+    scores = scores.masked_fill(~mask.unsqueeze(1), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype).flatten(2, 3)
+    to_main = weights[..., :main_length].transpose(0, 1).flatten(1, 2) @ main_v[0]
+    out = to_main.unflatten(1, (num_rows, -1)).transpose(0, 1) + weights[..., main_length:] @ v
+    return out.unflatten(2, (-1, width)).flatten(1, 2).transpose(1, 2)
 
 
 def _for_all_heads(x: Tensor, num_heads: int) -> Tensor:

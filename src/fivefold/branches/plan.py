@@ -1,12 +1,15 @@
 """Who sees whom in a batch of rows [main | branch | branch | ...]."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fivefold.branches.settings import Visibility
+
+if TYPE_CHECKING:
+    from fivefold.branches.caches import SharedPrefixCache
 
 
 class RowPlan(NamedTuple):
@@ -60,6 +63,33 @@ class BranchPlan:
             is_padding = self.branches < 0
             visible &= ~(is_padding.unsqueeze(2) | is_padding.unsqueeze(1))
             self._masks[window] = visible.logical_or_(_diagonal(self.times)).unsqueeze(1)
+        return self._masks[window]
+
+
+@dataclass(eq=False)
+class DecodingPlan:
+    """The same for tokens that go on from a cache: R rows of n of them, over K keys.
+
+    Args:
+        sees: [R, n, K] bool, as far as no window hides.
+        query_times: [R, n].
+        key_times: [R, K].
+        shared: the cache that holds main's keys, the first of the K, for all rows once; None for an ordinary one.
+    """
+
+    sees: Tensor
+    query_times: Tensor
+    key_times: Tensor
+    shared: "SharedPrefixCache | None"
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """[R, 1, n, K] bool, as `BranchPlan.mask`."""
+        if window not in self._masks:
+            sees = self.sees
+            if window is not None:
+                sees = sees & (self.query_times.unsqueeze(2) - self.key_times.unsqueeze(1) < window)
+            self._masks[window] = sees.unsqueeze(1)
         return self._masks[window]
 
 
