@@ -21,6 +21,7 @@ VERBS = {
     "sft": "teach a model to answer, on conversations",
     "finetune": "the same by a PEFT JSON file: show the plan and the command, or run it",
     "parallel": "teach a decoder to go on from one text in several branches at once",
+    "branches": "continue one text in several branches at once",
     "generate": "text in, text out; fill in blanks",
     "inspect": "the singular values of a model's layers",
     "export": "a low-rank model as a standard Hugging Face folder",

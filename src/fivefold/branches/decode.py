@@ -1,7 +1,6 @@
 """Write several branches of one main text at once: main is read once, each step is one forward pass for all of them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -67,12 +66,7 @@ def decode_branches(
     """
     if not openings:
         return
-    if not main_ids and not all(openings):
-        raise ConfigError(
-            "There is no main text and a branch without opening, so that nothing predicts its first token."
-        )
-    kind = choose_cache(model, scheme, cache)
-    writer = (_Flat if kind == "flat" else _Rows)(model, main_ids, openings, scheme, kind)
+    writer = open_writer(model, main_ids, openings, scheme, cache)
     live = list(range(len(openings)))
     logits = writer.begin()
     for step in range(max_new_tokens):
@@ -86,6 +80,16 @@ def decode_branches(
             live = [live[place] for place in going]
             writer.keep(torch.tensor(going, device=logits.device))
         logits = writer.step([tokens[place] for place in going])
+
+
+def open_writer(
+    model: Any, main_ids: Sequence[int], openings: Sequence[Sequence[int]], scheme: BranchScheme, cache: CacheKind
+) -> "Writer":
+    """Read main, and be ready to read the openings; arguments and errors as `decode_branches`."""
+    if not main_ids and not all(openings):
+        raise ConfigError("There is no main text and a branch without opening: nothing predicts its first token.")
+    kind = choose_cache(model, scheme, cache)
+    return (_Flat if kind == "flat" else _Rows)(model, main_ids, openings, scheme, kind)
 
 
 def choose_cache(model: Any, scheme: BranchScheme, cache: CacheKind) -> CacheKind:
@@ -109,8 +113,8 @@ def choose_cache(model: Any, scheme: BranchScheme, cache: CacheKind) -> CacheKin
     return cache
 
 
-class _Writer:
-    """Reads main, then what branches say."""
+class Writer:
+    """Reads main when it is made, then openings (`begin`), then a token of each branch at a time (`step`)."""
 
     def __init__(
         self,
@@ -123,12 +127,12 @@ class _Writer:
         self.model, self.openings, self.scheme = model, openings, scheme
         self.device = next(model.parameters()).device
         self.main_length = len(main_ids)
-        self.main = DynamicCache()  # without the configuration, lest it forget what has left a window
+        self.cache = DynamicCache()  # without the configuration, lest it forget what has left a window
         self.after_main: Tensor | None = None
         self.numbers = torch.arange(1, len(openings) + 1, device=self.device)
         if main_ids:
             ids, times = self.tensor([main_ids]), torch.arange(len(main_ids), device=self.device)[None]
-            arguments = {"past_key_values": self.main, "position_ids": self.positions(0 * times, times)}
+            arguments = {"past_key_values": self.cache, "position_ids": self.positions(0 * times, times)}
             self.after_main = self.logits(ids, torch.tensor([len(main_ids) - 1], device=self.device), arguments)
 
     def tensor(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -138,8 +142,7 @@ class _Writer:
         return positions_2d(branches, times) if self.scheme.rope_2d_ratio else times
 
     def logits(self, ids: Tensor, places: Tensor, arguments: dict[str, Any]) -> Tensor:
-        with ExitStack() as stack:
-            stack.enter_context(output_only_at(self.model.get_output_embeddings(), places))
+        with output_only_at(self.model.get_output_embeddings(), places):
             return self.model(input_ids=ids, use_cache=True, **arguments).logits
 
     def seen(self, plan: DecodingPlan) -> dict[str, Any]:
@@ -160,20 +163,31 @@ class _Writer:
             logits = torch.where(is_empty[:, None], self.after_main, logits)
         return logits
 
+    def step(self, tokens: list[int]) -> Tensor:
+        """Read a token of each live branch; logits [R, V] of the next ones."""
+        raise NotImplementedError
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these branches alone."""
+        raise NotImplementedError
+
+    def kv_bytes(self) -> int:
+        """Of the keys and values that are remembered."""
+        return kv_bytes(self.cache)
+
     def read_openings(self) -> Tensor:
+        """Logits [R, V]; what stands for an empty opening means nothing."""
         raise NotImplementedError
 
 
-class _Rows(_Writer):
+class _Rows(Writer):
     """Branches are rows. Openings end together: shorter ones have padding before them, which nothing sees."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         kind, count = arguments[-1], len(self.openings)
-        if not self.main_length:  # layers are made by what goes through them
-            self.cache: Any = DynamicCache()
-        else:
-            self.cache = SharedPrefixCache(self.main, count) if kind == "shared" else expanded(self.main, count)
+        if self.main_length:
+            self.cache = (SharedPrefixCache if kind == "shared" else expanded)(self.cache, count)
         self.padding = torch.zeros(count, 1, dtype=torch.long, device=self.device)
         self.length = 0
 
@@ -211,7 +225,7 @@ class _Rows(_Writer):
         return self.logits(ids, places, arguments)
 
 
-class _Flat(_Writer):
+class _Flat(Writer):
     """Main and all branches are one sequence, in which a mask keeps them apart."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -247,7 +261,7 @@ class _Flat(_Writer):
             is_earlier &= (self.owners == 0) | (self.owners == owners[:, None])
         plan = DecodingPlan((is_earlier | is_self)[None], self.times[None, queries], self.times[None], None)
         arguments = {
-            "past_key_values": self.main,
+            "past_key_values": self.cache,
             "position_ids": self.positions(owners, times)[None],
             **self.seen(plan),
         }

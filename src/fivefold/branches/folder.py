@@ -10,16 +10,21 @@ from fivefold.branches.settings import BranchScheme
 from fivefold.errors import CheckpointError
 
 BRANCHES = "branches.json"
+_MOST = "most_branches"
 
 
-def save_with_scheme(model: Any, scheme: BranchScheme) -> None:
-    """Let the model's `save_pretrained` write its scheme, too."""
-    model.save_pretrained = partial(_save, model.save_pretrained, scheme)
+def save_with_scheme(model: Any, scheme: BranchScheme, most: int) -> None:
+    """Let the model's `save_pretrained` write its scheme, too.
+
+    Args:
+        most: branches that it has met at once.
+    """
+    model.save_pretrained = partial(_save, model.save_pretrained, asdict(scheme) | {_MOST: most})
 
 
-def _save(save: Any, scheme: BranchScheme, folder: str) -> None:
+def _save(save: Any, fields: dict[str, Any], folder: str) -> None:
     save(folder)
-    (Path(folder) / BRANCHES).write_text(json.dumps(asdict(scheme), indent=2) + "\n", encoding="utf-8")
+    (Path(folder) / BRANCHES).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def stored_scheme(folder: str | Path) -> BranchScheme | None:
@@ -28,13 +33,30 @@ def stored_scheme(folder: str | Path) -> BranchScheme | None:
     Raises:
         CheckpointError: the file cannot be read.
     """
+    stored = _stored(folder)
+    if stored is None:
+        return None
+    try:
+        return BranchScheme(**{name: value for name, value in stored.items() if name != _MOST})
+    except TypeError as error:
+        raise CheckpointError(f"{Path(folder) / BRANCHES} cannot be read ({error}); fetch the folder again.") from error
+
+
+def most_branches(folder: str | Path) -> int | None:
+    """Branches that such a model has met at once; None for any other."""
+    return (_stored(folder) or {}).get(_MOST)
+
+
+def _stored(folder: str | Path) -> dict[str, Any] | None:
     file = Path(folder) / BRANCHES
     if not file.is_file():
         return None
     try:
-        return BranchScheme(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(stored, dict)
+    except (ValueError, AssertionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); fetch the folder again.") from error
+    return stored
 
 
 def check_scheme(folder: str | Path, scheme: BranchScheme) -> None:

@@ -81,7 +81,7 @@ def run(
         if lora_files.load_lora is not None:
             is_folder = Path(lora_files.load_lora).is_dir()
             (load_adapter_weights if is_folder else load_lora_file)(network, lora_files.load_lora)
-        save_with_scheme(network, scheme)
+        save_with_scheme(network, scheme, data.most_branches)
         return network
 
     def build_task(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Task":

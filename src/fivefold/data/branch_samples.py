@@ -45,8 +45,7 @@ class BranchEncoder:
             raise ConfigError("The tokenizer has no end mark (eos_token), at which a branch would stop; give another.")
         self._tokenizer, self._most, self._max_positions = tokenizer, data.input_length, max_positions
         self._end_id = end_id
-        is_first = list(tokenizer("a").input_ids[:1]) == [tokenizer.bos_token_id]
-        self._begin = [tokenizer.bos_token_id] if is_first else []
+        self._begin = begin_ids(tokenizer)
         self.num_branches = self.num_cut = 0
 
     def __call__(self, text: BranchedText) -> BranchSample:
@@ -76,6 +75,12 @@ class BranchEncoder:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         ends = ([end for _, end in offsets] for offsets in encoded["offset_mapping"])
         return list(zip(encoded["input_ids"], ends, strict=True))
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts before a text by itself: its first token, or nothing."""
+    first: Any = tokenizer.bos_token_id
+    return [first] if list(tokenizer("a").input_ids[:1]) == [first] else []
 
 
 def grouped(

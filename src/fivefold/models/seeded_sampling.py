@@ -20,10 +20,11 @@ class SeededSampling(LogitsProcessor):
         decoding: temperature, top_k, top_p and seed.
         numbers: [B] the rows' numbers; equal ones draw alike.
         draw: of several draws for the same row, which one.
+        step: the first token's place in its text.
     """
 
-    def __init__(self, decoding: DecodingSettings, numbers: list[int], draw: int = 0) -> None:
-        self._seed, self._numbers, self._draw, self._step = decoding.seed, np.array(numbers), draw, 0
+    def __init__(self, decoding: DecodingSettings, numbers: list[int], draw: int = 0, step: int = 0) -> None:
+        self._seed, self._numbers, self._draw, self._step = decoding.seed, np.array(numbers), draw, step
         self._warpers: list[LogitsProcessor] = []
         if decoding.temperature != 1:
             self._warpers.append(TemperatureLogitsWarper(decoding.temperature))
