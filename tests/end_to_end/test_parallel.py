@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,6 +80,28 @@ def test_it_learns_and_goes_on_where_it_was(flags, model, capsys):
         shutil.rmtree(f"halves/{name}")
     assert _parallel(model, "halves", *flags.split(), "--resume") == 0
     _same(_adapter("whole/final"), _adapter("halves/final"))
+
+
+def test_two_processes_learn_what_one_does(model):
+    """The same samples a step, each process half of them; float32, in sums of another order."""
+    settings = {"dtype": "float32", "num_training_steps": 3, "eval_every": 0, "save_every": 0}
+    assert _parallel(model, "one", **settings) == 0
+    flags = FLAGS | settings | {"base_model": model, "lora_rank": 4, "out_dir": "two", "batch_size": 2}
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "fivefold",
+    ]
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    subprocess.run([*launcher, "parallel", "--ddp", *words], check=True, timeout=300)
+    one, two = _adapter("one/final"), _adapter("two/final")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_plain_peft_opens_the_adapter(model):
