@@ -4,8 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fivefold.branches.lora import apply_lora, load_lora
     from fivefold.branches.model import branch_arguments, prepare_for_branches
     from fivefold.branches.plan import columnar_mask, isolated_mask
+    from fivefold.branches.pretrain_data import ParallelPretrainCollator, ParallelPretrainDataset
     from fivefold.branches.rotary import (
         Interleaved2DRoPE,
         auto_pair_indices,
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "BranchScheme": "settings",
     "Interleaved2DRoPE": "rotary",
+    "ParallelPretrainCollator": "pretrain_data",
+    "ParallelPretrainDataset": "pretrain_data",
+    "apply_lora": "lora",
     "auto_pair_indices": "rotary",
     "branch_arguments": "model",
     "columnar_mask": "plan",
     "isolated_mask": "plan",
+    "load_lora": "lora",
     "patch_model_with_interleaved_2d_rope": "rotary",
     "positions_2d": "rotary",
     "prepare_for_branches": "model",
@@ -29,10 +35,14 @@ _HOMES = {
 __all__ = [
     "BranchScheme",
     "Interleaved2DRoPE",
+    "ParallelPretrainCollator",
+    "ParallelPretrainDataset",
+    "apply_lora",
     "auto_pair_indices",
     "branch_arguments",
     "columnar_mask",
     "isolated_mask",
+    "load_lora",
     "patch_model_with_interleaved_2d_rope",
     "positions_2d",
     "prepare_for_branches",
