@@ -21,6 +21,7 @@ VERBS = {
     "sft": "teach a model to answer, on conversations",
     "finetune": "the same by a PEFT JSON file: show the plan and the command, or run it",
     "parallel": "teach a decoder to go on from one text in several branches at once",
+    "convert_branches": "conversations to main texts with branches, for parallel",
     "branches": "continue one text in several branches at once",
     "generate": "text in, text out; fill in blanks",
     "inspect": "the singular values of a model's layers",
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"fivefold {__version__}")
         return 0
-    verb, rest = words[0], words[1:]
+    verb, rest = words[0].replace("-", "_"), words[1:]
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(VERBS)}."
