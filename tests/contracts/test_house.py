@@ -144,7 +144,7 @@ def test_commands_of_the_pages_on_methods_are_understood(page, monkeypatch):
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         if words := shlex.split(line.partition("fivefold ")[2]):
-            module = importlib.import_module(f"fivefold.commands.{words[0]}")
+            module = _verb(words[0].replace("-", "_"))
             parse(words[0], module.run, words[1:], getattr(module, "POSITIONAL", None))
 
 
