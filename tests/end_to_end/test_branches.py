@@ -46,6 +46,12 @@ def test_it_prints_what_it_writes(model, capsys):
     assert printed == [f"1  ab{texts[0]}", f"2  cd e{texts[1]}"]
 
 
+def test_openings_are_shown_where_nothing_follows(model, capsys, monkeypatch):
+    monkeypatch.setattr("fivefold.serving.branches.write_branches", lambda *_: iter(()))
+    assert _branches(model, "--branches", "ab", "cd") == 0
+    assert capsys.readouterr().out.splitlines() == ["1  ab", "2  cd"]
+
+
 @pytest.mark.parametrize("cache", ["flat", "expanded"])
 def test_caches_agree(model, cache):
     assert _written(model, "--branches", "ab", "cd e", "--cache", cache) == _written(model, "--branches", "ab", "cd e")

@@ -87,7 +87,7 @@ def run(settings: BranchWritingSettings, decoding: DecodingSettings, *, dry_run:
         print(f"{len(openings)} branches for {settings.model}, {model.num_parameters():,} parameters")
         return
     texts = [""] * len(openings)
-    with Columns(len(openings), is_live=sys.stdout.isatty()) as columns:
+    with Columns(openings, is_live=sys.stdout.isatty()) as columns:
         for branch, piece in write_branches(model, tokenizer, main, openings, scheme, decoding, settings.cache):
             texts[branch - 1] += piece
             columns.show([opening + text for opening, text in zip(openings, texts, strict=True)])

@@ -16,15 +16,15 @@ class Columns:
     """A context manager; what was shown last stays.
 
     Args:
-        count: texts.
+        texts: how they begin.
         is_live: whether they are shown as they grow.
     """
 
-    def __init__(self, count: int, *, is_live: bool) -> None:
+    def __init__(self, texts: list[str], *, is_live: bool) -> None:
         self._console = Console(highlight=False)
-        beside = max(1, min(count, self._console.width // _WIDTH))
+        beside = max(1, min(len(texts), self._console.width // _WIDTH))
         self._width = self._console.width // beside
-        self._texts = [""] * count
+        self._texts = texts
         self._live = Live(console=self._console, refresh_per_second=12) if is_live else None
 
     def __enter__(self) -> "Columns":
