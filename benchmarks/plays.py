@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-def fivefold(*words: object) -> None:
-    """Run a command of ours on one thread; its output shows only if it fails."""
+def fivefold(*words: object, threads: int = 1) -> None:
+    """Run a command of ours; its output shows only if it fails."""
     command = [sys.executable, "-m", "fivefold", *map(str, words)]
-    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    limits = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | limits)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
 
@@ -52,8 +52,8 @@ def train(run: Path, flags: list[str], settings: dict[str, object]) -> tuple[dic
 class Runs(dict[Hashable, dict[str, Any]]):
     """Finished runs by what was varied; also lines of a file, so that a benchmark goes on where it was stopped."""
 
-    def __init__(self, file: Path, names: Iterable[str]) -> None:
-        self.file, self.names = file, tuple(names)
+    def __init__(self, file: Path, names: Iterable[str], shown: str = "loss") -> None:
+        self.file, self.names, self.shown = file, tuple(names), shown
         lines = file.read_text().splitlines() if file.exists() else []
         super().__init__((tuple(run[name] for name in self.names), run) for run in map(json.loads, lines))
 
@@ -64,7 +64,8 @@ class Runs(dict[Hashable, dict[str, Any]]):
             run = self[key] = dict(zip(self.names, key, strict=True)) | make(*key)
             with self.file.open("a") as file:
                 file.write(json.dumps(run) + "\n")
-            print(*(f"{name} {value}" for name, value in zip(self.names, key, strict=True)), f"loss {run['loss']:.4f}")
+            varied = (f"{name} {value}" for name, value in zip(self.names, key, strict=True))
+            print(*varied, f"{self.shown} {run[self.shown]:.4f}")
             sys.stdout.flush()
 
         with ThreadPoolExecutor(jobs) as pool:

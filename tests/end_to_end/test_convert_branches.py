@@ -1,6 +1,7 @@
 """Conversations to main texts with branches, worked out by hand; and `parallel` reads what is written."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def test_questions_on_one_passage(answers):
     assert row["main"] == "P.\n"
     assert row["branches"][0] == {"text": f"{before} it", "answer_offset": len(before)}
     assert len(row["branches"]) == 2
+
+
+def test_real_questions(corpus_cache, capsys):
+    assert main(["convert-branches", "--data", "en_questions", "--by", "questions", "--output_file", "out.jsonl"]) == 0
+    asked = [
+        json.loads(line) for line in (corpus_cache / "en_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert f"wrote {len(rows):,} rows" in capsys.readouterr().out
+    learned = {
+        (row["main"].strip(), branch["text"][branch["answer_offset"] :].strip())
+        for row in rows
+        for branch in row["branches"]
+    }
+    counts = Counter(record["passage"] for record in asked)
+    assert learned == {(one["passage"], one["answers"][0]) for one in asked if counts[one["passage"]] > 1}
 
 
 def test_items_of_a_list():

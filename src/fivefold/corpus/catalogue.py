@@ -126,6 +126,21 @@ def parse_preferences(members: dict[str, bytes]) -> Records:
             yield {"prompt": prompt, **{side: record[side]["value"].strip() for side in ("chosen", "rejected")}}
 
 
+def parse_questions(members: dict[str, bytes]) -> Records:
+    """Each question on a passage once, with every different answer that people gave; all on a passage in a row."""
+    (content,) = members.values()
+    for article in json.loads(content)["data"]:
+        title = article["title"].replace("_", " ")
+        for paragraph in article["paragraphs"]:
+            answers: dict[str, dict[str, None]] = {}
+            for asked in paragraph["qas"]:
+                given = answers.setdefault(asked["question"].strip(), {})
+                given.update(dict.fromkeys(answer["text"].strip() for answer in asked["answers"]))
+            for question, given in answers.items():
+                passage = paragraph["context"].strip()
+                yield {"title": title, "passage": passage, "question": question, "answers": list(given)}
+
+
 def belle(name: str, hub_name: str, title: str, size: str) -> HubCorpus:
     """One of the BELLE project's sets of instructions, all of one kind and licence."""
     language, kind = "Chinese (simplified)", "instructions and answers"
@@ -223,6 +238,19 @@ ENTRIES: tuple[PackageCorpus | HubCorpus, ...] = (
         members="*/data/dpo_en_demo.json",
         parse=parse_preferences,
         text_sha256="b32783246711aac82f6bfb313b4301ef3df0dfb40440dbf856f5e120179ced1a",
+    ),
+    PackageCorpus(
+        name="en_questions",
+        title="SQuAD 1.1, development set: questions on passages of Wikipedia, answered by people in its words",
+        language="English",
+        kind="passages with questions",
+        size="10,530 questions on 2,067 passages, 10.1 MB",
+        licence="CC BY-SA 4.0, package Apache-2.0",
+        requirement="bigbench==1.0.0",
+        archive_sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        members="*/squad_shifts/squaddev_v1.1.json",
+        parse=parse_questions,
+        text_sha256="514bfa9aa40504858a7f5e3a936819ec9f2f4c9f1f4f1d6f1f1f12fb9af38c0b",
     ),
     HubCorpus(
         name="c4_en",

@@ -59,12 +59,15 @@ def put_archive(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 @pytest.mark.parametrize("entry", PACKAGES, ids=[entry.name for entry in PACKAGES])
 def test_real_corpora(entry: PackageCorpus, corpus_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CorpusSettings(data=[entry.name])
-    fields = {"prompts and responses": ("prompt", "response"), "preferences": ("chosen", "rejected")}.get(
-        entry.kind, ("text",)
-    )
+    fields = {
+        "prompts and responses": ("prompt", "response"),
+        "preferences": ("chosen", "rejected"),
+        "passages with questions": ("passage", "question"),
+    }.get(entry.kind, ("text",))
     first = list(open_corpus(settings, fields))
     assert f"{len(first):,} " in entry.size
-    assert len({str(record.get("prompt", record[fields[0]])) for record in first}) == len(first)
+    asked = ("prompt",) if "prompt" in first[0] else fields
+    assert len({tuple(str(record[field]) for field in asked) for record in first}) == len(first)
     assert [path.name for path in corpus_cache.iterdir() if path.name.startswith(".")] == []
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("the cache was not used"))
     assert list(open_corpus(settings, fields)) == first
