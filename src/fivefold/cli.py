@@ -48,7 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(VERBS)}."
         print(f"fivefold: there is no verb {verb!r}; {hint}", file=sys.stderr)
         return 2
-    return _run(verb, rest)
+    return _run(*_as_parallel(verb, rest))
+
+
+def _as_parallel(verb: str, words: list[str]) -> tuple[str, list[str]]:
+    """`pretrain --objective parallel` takes the flags of `parallel`, and is nothing else."""
+    for said in (["--objective", "parallel"], ["--objective=parallel"]):
+        for place in range(len(words) if verb == "pretrain" else 0):
+            if words[place : place + len(said)] == said:
+                return "parallel", words[:place] + words[place + len(said) :]
+    return verb, words
 
 
 def _run(verb: str, words: list[str]) -> int:

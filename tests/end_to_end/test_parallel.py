@@ -56,9 +56,9 @@ def data(tmp_path, monkeypatch):
     Path("texts.jsonl").write_text("\n".join(json.dumps({"text": row["main"]}) for row in rows))
 
 
-def _parallel(model, out, *switches, **changes):
+def _parallel(model, out, *switches, verb=("parallel",), **changes):
     flags = FLAGS | ({"base_model": model, "lora_rank": 4} if model else {}) | {"out_dir": out} | changes
-    return main(["parallel", *switches, *(str(word) for name, value in flags.items() for word in (f"--{name}", value))])
+    return main([*verb, *switches, *(str(word) for name, value in flags.items() for word in (f"--{name}", value))])
 
 
 def _adapter(folder):
@@ -153,8 +153,15 @@ def test_all_weights_of_a_fresh_decoder(capsys):
     shape = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     shape |= {"num_attention_heads": 4, "vocab_size": 640, "max_position_embeddings": 128}
     Path("shape.json").write_text(json.dumps(shape))
-    assert _parallel(None, "run", model_config="shape.json", model_type="llama", tokenizer="tokenizer") == 0
-    assert stored_scheme("run/final") == BranchScheme()
+    for out, *verb in (
+        ("run", "parallel"),
+        ("by_objective", "pretrain", "--objective", "parallel"),
+        ("by_objective_too", "pretrain", "--objective=parallel"),
+    ):
+        fresh = {"model_config": "shape.json", "model_type": "llama", "tokenizer": "tokenizer"}
+        assert _parallel(None, out, verb=verb, **fresh) == 0
+        assert stored_scheme(f"{out}/final") == BranchScheme()
+        _same(load_file(f"{out}/final/model.safetensors"), load_file("run/final/model.safetensors"))
     assert AutoModelForCausalLM.from_pretrained("run/final").config.model_type == "llama"
 
 

@@ -59,7 +59,8 @@ class ObjectiveSettings:
 
     objective: Literal["span", "ul2", "prefix", "causal", "seq2seq"] | None = None
     """T5's span corruption, UL2's seven denoisers in equal parts, prefix language modelling, a decoder's next token
-    (causal), or prompt to response; by default span for t5 and causal for llama."""
+    (causal), or prompt to response; by default span for t5 and causal for llama. A decoder's --objective parallel takes
+    the flags of `fivefold parallel`."""
     input_length: int | None = None
     """Tokens of an encoder input, end mark included, by default 512; or of a decoder's sample, by default 256."""
     target_length: int | None = None
