@@ -48,7 +48,12 @@ def branch_attention(
 
     Returns:
         [B, N, H, D].
+
+    Raises:
+        ConfigError: a plan of another batch.
     """
+    if isinstance(branches, BranchPlan):
+        branches.check_fits(len(query), query.shape[2])
     has_own_scores = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
     if isinstance(branches, DecodingPlan) and branches.shared is not None:
         main_key, main_value = branches.shared.main[module.layer_idx]  # type: ignore[index]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fivefold.branches.settings import Visibility
+from fivefold.errors import ConfigError
 
 if TYPE_CHECKING:
     from fivefold.branches.caches import SharedPrefixCache
@@ -49,6 +50,19 @@ class BranchPlan:
     def latest(self) -> int:
         """The highest time."""
         return max(row.main_length + max(row.lengths, default=0) for row in self.rows)
+
+    def check_fits(self, rows: int, width: int) -> None:
+        """Refuse a batch of another shape, of which rows or tokens would silently see nothing.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        if self.branches.shape != (rows, width):
+            planned = " x ".join(map(str, self.branches.shape))
+            raise ConfigError(
+                f"The call has {rows} x {width} tokens, but its branches are those of a batch of {planned}; ask "
+                "branch_arguments anew for each batch."
+            )
 
     def mask(self, window: int | None = None) -> Tensor:
         """[B, 1, N, N] bool, true where a query (first N) sees a key. Padding sees itself alone.

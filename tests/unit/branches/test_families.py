@@ -12,7 +12,7 @@ from fivefold.branches.rotary import auto_pair_indices
 from fivefold.branches.settings import BranchScheme
 from fivefold.data.branch_layout import Branch, branch_batch, branch_layout
 from fivefold.data.loader import tensors
-from fivefold.errors import ModelError
+from fivefold.errors import ConfigError, ModelError
 from fivefold.models.build import checkpoint_blocks
 from fivefold.objectives.branches import BranchObjective
 from fivefold.objectives.settings import LossSettings
@@ -146,6 +146,17 @@ def test_recomputed_blocks_give_the_same_gradients():
     checkpoint_blocks(model)
     again = learn(model, batch, PLAIN)[1]
     assert all(torch.equal(again[name], one) for name, one in kept.items())
+
+
+def test_arguments_of_another_batch_are_refused():
+    model = tiny_model("llama").eval()
+    prepare_for_branches(model, PLAIN)
+    batch = batch_of((MAIN, TEXTS))
+    arguments = branch_arguments(model, batch["branches"], batch["times"], PLAIN)
+    for ids in (batch["input_ids"][:, :-1], batch["input_ids"].repeat(2, 1)):
+        stale = arguments | {"position_ids": arguments["position_ids"][:, : ids.shape[1]]}
+        with pytest.raises(ConfigError, match="ask branch_arguments anew"):
+            model(input_ids=ids, **stale)
 
 
 def test_columns_see_each_other():
