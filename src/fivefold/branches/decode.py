@@ -102,14 +102,16 @@ def choose_cache(model: Any, scheme: BranchScheme, cache: CacheKind) -> CacheKin
         raise ConfigError(f"There is no cache {cache!r}; there are {', '.join(get_args(CacheKind))}.")
     is_columnar = scheme.branch_visibility == "columnar"
     takes_plans = model.config._attn_implementation == BRANCH_ATTENTION
+    can_share = takes_plans and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0)
     if cache == "auto":
-        return "shared" if takes_plans and not is_columnar else "flat"
+        return "shared" if can_share and not is_columnar else "flat"
     if is_columnar and cache != "flat":
         raise ConfigError(
             f"With columnar visibility branches see each other, which the cache {cache!r} keeps apart; take flat."
         )
-    if cache == "shared" and not takes_plans:
-        raise ConfigError(f"{type(model).__name__} takes masks alone, so that main cannot be shared; take flat.")
+    if cache == "shared" and not can_share:
+        why = "has layers without keys of their own" if takes_plans else "takes masks alone"
+        raise ConfigError(f"{type(model).__name__} {why}, so that main cannot be shared; take flat.")
     return cache
 
 

@@ -59,12 +59,9 @@ class ParallelPretrainCollator:
             input_length=max_seq_len, branches_per_sample=branches_per_sample, learn_main=learn_main
         )
         self._encode = BranchEncoder(tokenizer, self._data, None)
-        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        assert isinstance(pad_id, int)
-        self._pad_id = pad_id
 
     def __call__(self, records: Sequence[BranchedText]) -> dict[str, Tensor]:
         """`input_ids`, `branches`, `times` [B, N], and `sources`, `targets` [P]."""
         samples = grouped(encoded(records, self._encode), self._data, seed=0)
         layouts = [branch_layout(one.main, one.branches, learns_main=self._data.learn_main) for one in samples]
-        return tensors(branch_batch(layouts, self._pad_id))
+        return tensors(branch_batch(layouts, self._encode.end_id))

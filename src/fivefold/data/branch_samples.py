@@ -44,7 +44,7 @@ class BranchEncoder:
         if end_id is None:
             raise ConfigError("The tokenizer has no end mark (eos_token), at which a branch would stop; give another.")
         self._tokenizer, self._most, self._max_positions = tokenizer, data.input_length, max_positions
-        self._end_id = end_id
+        self.end_id: int = end_id
         self._begin = begin_ids(tokenizer)
         self.num_branches = self.num_cut = 0
 
@@ -58,7 +58,7 @@ class BranchEncoder:
         branches = []
         for (ids, ends), branch in zip(self._ids([one.text for one in text.branches]), text.branches, strict=True):
             offset = sum(end <= branch.answer_offset for end in ends)
-            branches.append(Branch(np.array([*ids, self._end_id][: self._most], np.int64), offset))
+            branches.append(Branch(np.array([*ids, self.end_id][: self._most], np.int64), offset))
             self.num_cut += len(ids) >= self._most
         self.num_branches += len(branches)
         longest = len(main) + max(len(branch.ids) for branch in branches)

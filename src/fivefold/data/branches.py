@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -49,7 +49,7 @@ def build_branches(
         ConfigError, DataError: settings or data that do not work.
     """
     encode = BranchEncoder(tokenizer, data, max_positions)
-    pad_id: Any = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id = encode.end_id  # a padding token's embedding may be zero, which Gemma 3n cannot differentiate
     frac = data.validation_frac
     if data.validation_data:
         apart = replace(corpus, data=data.validation_data, data_split=data.validation_split)

@@ -61,6 +61,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "seed_oss": WIDE_HEADS,
     "apertus": {},
     "gpt_oss": WIDE_HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4096},
+    "gemma3n_text": {
+        "intermediate_size": [48] * 4,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 4096,
+        "vocab_size_per_layer_input": 96,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "altup_num_inputs": 2,
+        "pad_token_id": None,  # its gradient at an embedding of zeros is NaN
+        "head_dim": 8,
+    },
     "persimmon": {"num_key_value_heads": 4},
     "falcon": {"num_key_value_heads": 4, "alibi": False, "new_decoder_architecture": False},
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import FAMILIES, tiny_model
+from peft import LoraConfig, get_peft_model
 
 from fivefold.branches.decode import choose_cache, decode_branches, greedy
 from fivefold.branches.model import branch_arguments, prepare_for_branches
@@ -106,6 +107,16 @@ def test_windows(family):
 
 
 @pytest.mark.parametrize("cache", CACHES)
+def test_an_adapter_on_top(cache):
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    torch.manual_seed(1)
+    model = get_peft_model(prepared("llama", TURNED), lora)
+    expected = as_trained(model, MAIN, OPENINGS["ragged"], TURNED)
+    assert together(model, MAIN, OPENINGS["ragged"], TURNED, cache) == expected
+    assert expected != together(prepared("llama", TURNED), MAIN, OPENINGS["ragged"], TURNED, cache)
+
+
+@pytest.mark.parametrize("cache", CACHES)
 def test_who_has_ended_leaves_and_moves_no_other(cache):
     model = prepared("llama", TURNED)
     whole = together(model, MAIN, OPENINGS["ragged"], TURNED, cache, 8)
@@ -140,5 +151,6 @@ def test_what_cannot_be():
         together(model, [], [[3], []], PLAIN, "auto")
     with pytest.raises(ConfigError, match="no cache 'paged'"):
         together(model, MAIN, [[3]], PLAIN, "paged")
-    with pytest.raises(ConfigError, match="takes masks alone"):
-        choose_cache(prepared("falcon", PLAIN), PLAIN, "shared")
+    for family, why in (("falcon", "takes masks alone"), ("gemma3n_text", "without keys of their own")):
+        with pytest.raises(ConfigError, match=why):
+            choose_cache(prepared(family, PLAIN), PLAIN, "shared")
