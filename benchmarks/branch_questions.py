@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,9 +135,14 @@ def run_arm(work: Path, base: Path, lr: float, threads: int, name: str, seed: in
         *["--dtype", "bfloat16", "--log_every", 1, "--seed", seed, "--output_dir", out],
         threads=threads,
     )
-    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in logged if "seconds" in line][-1]
-    return {"training_seconds": seconds} | tested(out / "final", arm, test, threads)
+    return {"training_seconds": training_seconds(out / "log.jsonl")} | tested(out / "final", arm, test, threads)
+
+
+def training_seconds(log: Path) -> float:
+    """Of all steps, as long as the median one: what else the machine did for a while does not count."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    ends = [line["seconds"] for line in lines if "seconds" in line]
+    return len(ends) * statistics.median(later - earlier for earlier, later in pairwise(ends))
 
 
 def tested(folder: Path, arm: Arm, test: list[Text], threads: int) -> dict[str, Any]:
