@@ -9,10 +9,13 @@ all of them.
 """
 
 import sys
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -21,6 +24,8 @@ from fivefold.branches.plan import BranchPlan, DecodingPlan, RowPlan
 
 BRANCH_ATTENTION = "fivefold_branches"
 """Its name in transformers' attention interface."""
+_HAS_TRITON = find_spec("triton") is not None
+_FLEX_LEAST_CHANNELS = 16
 
 
 def branch_attention(
@@ -73,16 +78,30 @@ def branch_attention(
     elif branches is not None:
         if sliding_window is not None and branches.latest <= sliding_window:
             sliding_window = None
-        is_plain = branches.visibility == "isolated" and sliding_window is None and not dropout
-        if is_plain and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-            if torch.is_autocast_enabled("cpu"):  # which knows torch's attention, but not ours
-                dtype = torch.get_autocast_dtype("cpu")
-                query, key, value = (x.to(dtype) for x in (query, key, value))
-            out: Any = _SharedPrefix.apply(query, key, value, branches.rows, scaling)
+        out = None if dropout else _without_mask(query, key, value, branches, sliding_window, scaling)
+        if out is not None:
             return out.transpose(1, 2), None
         attention_mask = branches.mask(sliding_window)
     given = kwargs | {"scaling": scaling, "dropout": dropout}
     return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+
+
+def _without_mask(q: Tensor, k: Tensor, v: Tensor, plan: BranchPlan, window: int | None, scale: float | None) -> Any:
+    """[B, H, N, D] by a kernel that is told who sees whom; None where there is none."""
+    device = q.device.type
+    if torch.is_autocast_enabled(device):  # which knows torch's attention, but not these
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if device == "cpu" and plan.visibility == "isolated" and window is None and q.shape[-1] == v.shape[-1]:
+        return _SharedPrefix.apply(q, k, v, plan.rows, scale)
+    if device == "cuda" and _HAS_TRITON and min(q.shape[-1], v.shape[-1]) >= _FLEX_LEAST_CHANNELS:
+        return _compiled_flex()(q, k, v, block_mask=plan.blocks(window), scale=scale, enable_gqa=True)
+    return None
+
+
+@cache
+def _compiled_flex() -> Any:
+    """FlexAttention for batches of any size; not compiled, it would make the whole mask."""
+    return torch.compile(flex_attention, dynamic=True)
 
 
 class _SharedPrefix(torch.autograd.Function):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from fivefold.branches.settings import Visibility
 from fivefold.errors import ConfigError
@@ -37,6 +38,7 @@ class BranchPlan:
     times: Tensor
     visibility: Visibility = "isolated"
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _blocks: dict[int | None, BlockMask] = field(default_factory=dict)
     _rows: list[RowPlan] | None = None
 
     @property
@@ -78,6 +80,26 @@ class BranchPlan:
             visible &= ~(is_padding.unsqueeze(2) | is_padding.unsqueeze(1))
             self._masks[window] = visible.logical_or_(_diagonal(self.times)).unsqueeze(1)
         return self._masks[window]
+
+    def blocks(self, window: int | None = None) -> BlockMask:
+        """The same for FlexAttention, which skips the blocks of tokens that see none of each other."""
+        if window not in self._blocks:
+            branches, times = self.branches, self.times
+
+            def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                ours, theirs = branches[row, query], branches[row, key]
+                elapsed = times[row, query] - times[row, key]
+                if self.visibility == "columnar":
+                    visible = elapsed > 0
+                else:
+                    visible = ((theirs == ours) | (theirs == 0)) & (query >= key)
+                if window is not None:
+                    visible = visible & (elapsed < window)
+                return (visible & (ours >= 0) & (theirs >= 0)) | (query == key)
+
+            rows, width = branches.shape
+            self._blocks[window] = create_block_mask(sees, rows, None, width, width, device=str(branches.device))
+        return self._blocks[window]
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from fivefold.branches.attention import branch_attention
@@ -76,6 +77,18 @@ def test_values_and_gradients(rows, heads):
 def test_other_rules_take_a_mask(visibility, window):
     for ours, theirs in call(make_plan(ROWS["two_rows"], visibility=visibility), (4, 2, 2), window):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("visibility", ["isolated", "columnar"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_blocks_for_gpus_say_the_same(rows, visibility, window):
+    plan = make_plan(ROWS[rows], visibility=visibility)
+    q, k, v = (torch.randn(len(plan.rows), heads, plan.branches.shape[1], 16) for heads in (4, 2, 2))
+    ours = flex_attention(q, k, v, block_mask=plan.blocks(window), enable_gqa=True)
+    theirs = scaled_dot_product_attention(q, k, v, attn_mask=visible_by_hand(plan, window), enable_gqa=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_columns_of_the_document():
