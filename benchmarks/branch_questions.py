@@ -32,7 +32,7 @@ from machine import measured_on
 from plays import Runs, fivefold
 
 QUESTIONS, MOST_CHARACTERS, TEST_EVERY = 16, 2000, 5
-NUM_TRAINING, NUM_TEST, NUM_TRIED = 64, 32, 12
+NUM_TRAINING, NUM_TEST, NUM_TRIED = 56, 32, 12
 QUESTIONS_A_STEP = 32
 NUMBERS = (1, 2, 4, 8, 16)
 
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("branch_questions"))
     parser.add_argument("--model", type=Path, help="folder of SmolLM2-135M, where there is one already")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--report", action="store_true")
