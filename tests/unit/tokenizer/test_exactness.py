@@ -56,12 +56,17 @@ def test_the_tokenizer_itself_is_exact_too(tokenizer: Any) -> None:
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
 def test_every_line_of_the_catalogue_corpora(algorithm: str, corpus_cache: Path) -> None:
     names = [entry.name for entry in ENTRIES if isinstance(entry, PackageCorpus)]
-    fields = {"instructions": ("prompt", "response"), "preferences": ("chosen", "rejected")}
-    documents = []
+    fields = {
+        "instructions": ("prompt", "response"),
+        "preferences": ("chosen", "rejected"),
+        "questions": ("passage", "question"),
+    }
+    found = []
     for name in names:
         parts = fields.get(name.partition("_")[2], ("text",))
-        documents += [record[part] for record in open_corpus(CorpusSettings(data=[name]), parts) for part in parts]
-    documents += dict.fromkeys(line for document in documents for line in document.split("\n") if "\n" in document)
+        found += [record[part] for record in open_corpus(CorpusSettings(data=[name]), parts) for part in parts]
+    found += [line for document in found for line in document.split("\n") if "\n" in document]
+    documents = list(dict.fromkeys(found))
     # A small sample for the slower algorithm: exactness must not depend on what was learned.
     sample_characters = 1_000_000 if algorithm == "bpe" else 100_000
     settings = TokenizerSettings(
