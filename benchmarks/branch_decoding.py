@@ -40,7 +40,7 @@ def measure(variant: str, arguments: argparse.Namespace) -> dict[str, float]:
             writer = open_writer(model, prompt[0].tolist(), [[]] * arguments.branches, scheme, CACHES[variant])  # type: ignore[arg-type]
             tokens = greedy(writer.begin(), [], 0)
             for step in range(1, arguments.tokens):
-                tokens = greedy(writer.step(tokens), [], step)
+                tokens = greedy(writer.step(tokens, list(range(arguments.branches))), [], step)
         return {"seconds": time.perf_counter() - start, "bytes": writer.kv_bytes()}
     rows, times = (1, 2) if variant == ALONE else (arguments.branches, 1)
     ids = prompt.repeat(rows, 1)

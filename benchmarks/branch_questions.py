@@ -125,16 +125,17 @@ def run_arm(work: Path, base: Path, lr: float, threads: int, name: str, seed: in
     training, test = texts()
     write_data(work, training)
     out = work / "runs" / f"{name}-{seed}".replace(" ", "_").replace(",", "")
-    shutil.rmtree(out, ignore_errors=True)
-    at_once = min(QUESTIONS_A_STEP // arm.branches, 8)
-    fivefold(
-        *["parallel", "--model", base, "--data", work / f"questions_{arm.branches}.jsonl", "--no_learn_main"],
-        *["--branches_per_sample", arm.branches, "--batch_size", at_once, *arm.flags.split()],
-        *["--total_batch_size", QUESTIONS_A_STEP // arm.branches, "--lr", lr, "--warmup_ratio", 0.1],
-        *["--epochs", 1, "--validation_frac", 0, "--eval_strategy", "no", "--save_strategy", "no"],
-        *["--dtype", "bfloat16", "--log_every", 1, "--seed", seed, "--output_dir", out],
-        threads=threads,
-    )
+    if not (out / "final").exists():  # else it was stopped while it was tested
+        shutil.rmtree(out, ignore_errors=True)
+        at_once = min(QUESTIONS_A_STEP // arm.branches, 8)
+        fivefold(
+            *["parallel", "--model", base, "--data", work / f"questions_{arm.branches}.jsonl", "--no_learn_main"],
+            *["--branches_per_sample", arm.branches, "--batch_size", at_once, *arm.flags.split()],
+            *["--total_batch_size", QUESTIONS_A_STEP // arm.branches, "--lr", lr, "--warmup_ratio", 0.1],
+            *["--epochs", 1, "--validation_frac", 0, "--eval_strategy", "no", "--save_strategy", "no"],
+            *["--dtype", "bfloat16", "--log_every", 1, "--seed", seed, "--output_dir", out],
+            threads=threads,
+        )
     return {"training_seconds": training_seconds(out / "log.jsonl")} | tested(out / "final", arm, test, threads)
 
 

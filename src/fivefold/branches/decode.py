@@ -1,6 +1,8 @@
 """Write several branches of one main text at once: main is read once, each step is one forward pass for all of them."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -64,22 +66,25 @@ def decode_branches(
     Raises:
         ConfigError: a cache that this model or scheme does not allow, or a branch that has nothing to begin with.
     """
-    if not openings:
+    if not openings or max_new_tokens < 1:
         return
     writer = open_writer(model, main_ids, openings, scheme, cache)
     live = list(range(len(openings)))
+    left = [max_new_tokens] * len(openings)
     logits = writer.begin()
-    for step in range(max_new_tokens):
-        tokens = choose(logits, [number + 1 for number in live], step)
-        for number, token in zip(live, tokens, strict=True):
-            yield BranchToken(number + 1, token)
-        going = [place for place, token in enumerate(tokens) if token not in eos_ids]
-        if not going or step + 1 == max_new_tokens:
+    for step in count():
+        tokens = list(choose(logits, [number + 1 for number in live], step))
+        for place, number in enumerate(live):
+            if writer.unread[number]:
+                tokens[place] = writer.unread[number].popleft()
+                continue
+            yield BranchToken(number + 1, tokens[place])
+            left[number] = 0 if tokens[place] in eos_ids else left[number] - 1
+        going = [place for place, number in enumerate(live) if left[number]]
+        if not going:
             return
-        if len(going) < len(live):
-            live = [live[place] for place in going]
-            writer.keep(torch.tensor(going, device=logits.device))
-        logits = writer.step([tokens[place] for place in going])
+        live = [live[place] for place in going]
+        logits = writer.step(tokens, going)
 
 
 def open_writer(
@@ -126,7 +131,11 @@ class Writer:
         scheme: BranchScheme,
         kind: CacheKind,
     ) -> None:
-        self.model, self.openings, self.scheme = model, openings, scheme
+        self.model, self.scheme = model, scheme
+        # Where branches see each other, a short opening's branch goes on while longer openings are still read.
+        at_once = (min if scheme.branch_visibility == "columnar" else max)(map(len, openings))
+        self.openings = [opening[:at_once] for opening in openings]
+        self.unread = [deque(opening[at_once:]) for opening in openings]
         self.device = next(model.parameters()).device
         self.main_length = len(main_ids)
         self.cache = DynamicCache()  # without the configuration, lest it forget what has left a window
@@ -165,12 +174,8 @@ class Writer:
             logits = torch.where(is_empty[:, None], self.after_main, logits)
         return logits
 
-    def step(self, tokens: list[int]) -> Tensor:
-        """Read a token of each live branch; logits [R, V] of the next ones."""
-        raise NotImplementedError
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these branches alone."""
+    def step(self, tokens: list[int], going: list[int]) -> Tensor:
+        """Read a token of each live branch, of which those at these places go on; logits [R, V] of their next ones."""
         raise NotImplementedError
 
     def kv_bytes(self) -> int:
@@ -198,10 +203,12 @@ class _Rows(Writer):
         self.padding = self.tensor([[width - len(opening)] for opening in self.openings])
         return self._read(self.tensor([[0] * (width - len(opening)) + list(opening) for opening in self.openings]))
 
-    def step(self, tokens: list[int]) -> Tensor:
-        return self._read(self.tensor([[token] for token in tokens]))
+    def step(self, tokens: list[int], going: list[int]) -> Tensor:
+        if len(going) < len(tokens):
+            self._keep(torch.tensor(going, device=self.device))
+        return self._read(self.tensor([[tokens[place]] for place in going]))
 
-    def keep(self, rows: Tensor) -> None:
+    def _keep(self, rows: Tensor) -> None:
         self.numbers, self.padding = self.numbers[rows], self.padding[rows]
         if isinstance(self.cache, SharedPrefixCache):
             self.cache.keep(rows)
@@ -242,16 +249,17 @@ class _Flat(Writer):
         starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
         times = self.main_length + torch.arange(len(owners), device=self.device) - starts
         self.lengths = self.lengths + lengths
-        return self._read([token for opening in self.openings for token in opening], owners, times, lengths)
+        last = (lengths.cumsum(0) - 1).clamp(min=0)
+        return self._read([token for opening in self.openings for token in opening], owners, times, last)
 
-    def step(self, tokens: list[int]) -> Tensor:
-        times, self.lengths = self.lengths, self.lengths + 1
-        return self._read(tokens, self.numbers, times, torch.ones_like(self.numbers))
+    def step(self, tokens: list[int], going: list[int]) -> Tensor:
+        # The last token of a branch is read, too: where branches see each other, it is seen.
+        rows = torch.tensor(going, device=self.device)
+        owners, times = self.numbers, self.lengths
+        self.numbers, self.lengths = owners[rows], times[rows] + 1
+        return self._read(tokens, owners, times, rows)
 
-    def keep(self, rows: Tensor) -> None:
-        self.numbers, self.lengths = self.numbers[rows], self.lengths[rows]
-
-    def _read(self, ids: list[int], owners: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
+    def _read(self, ids: list[int], owners: Tensor, times: Tensor, places: Tensor) -> Tensor:
         self.owners, self.times = torch.cat([self.owners, owners]), torch.cat([self.times, times])
         queries = slice(len(self.owners) - len(ids), None)
         is_self = (
@@ -267,7 +275,7 @@ class _Flat(Writer):
             "position_ids": self.positions(owners, times)[None],
             **self.seen(plan),
         }
-        return self.logits(self.tensor([ids]), (lengths.cumsum(0) - 1).clamp(min=0), arguments)
+        return self.logits(self.tensor([ids]), places, arguments)
 
 
 def kv_bytes(cache: DynamicCache) -> int:

@@ -47,23 +47,32 @@ def alone(model, main, opening, count=6):
     return ids[len(main) + len(opening) :]
 
 
-@torch.no_grad()
 def as_trained(model, main, openings, scheme, count=6):
     """All branches in the layout of training, all read anew for each token."""
-    written = [list(opening) for opening in openings]
+    written = [[] for _ in openings]
     for _ in range(count):
-        ids, branches, times = [*main], [0] * len(main), [*range(len(main))]
-        last = []
-        for number, text in enumerate(written, 1):
-            ids += text
-            branches += [number] * len(text)
-            times += range(len(main), len(main) + len(text))
-            last.append(len(ids) - 1 if text else len(main) - 1)
-        arguments = branch_arguments(model, torch.tensor([branches]), torch.tensor([times]), scheme)
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False, **arguments).logits[0]
-        for text, place in zip(written, last, strict=True):
-            text.append(int(logits[place].argmax()))
-    return [text[len(opening) :] for text, opening in zip(written, openings, strict=True)]
+        longer = likeliest_of_all(model, main, openings, [[*text, 0] for text in written], scheme)
+        written = [[*text, tokens[-1]] for text, tokens in zip(written, longer, strict=True)]
+    return written
+
+
+@torch.no_grad()
+def likeliest_of_all(model, main, openings, written, scheme):
+    """In place of every written token the likeliest one, by one pass over all in the layout of training."""
+    texts = [[*opening, *text] for opening, text in zip(openings, written, strict=True)]
+    ids, branches, times = [*main], [0] * len(main), [*range(len(main))]
+    for number, text in enumerate(texts, 1):
+        ids += text
+        branches += [number] * len(text)
+        times += range(len(main), len(main) + len(text))
+    arguments = branch_arguments(model, torch.tensor([branches]), torch.tensor([times]), scheme)
+    likeliest = model(input_ids=torch.tensor([ids]), use_cache=False, **arguments).logits[0].argmax(-1).tolist()
+    after, start = [], len(main)
+    for opening, text in zip(openings, texts, strict=True):
+        predicted = [likeliest[len(main) - 1], *likeliest[start : start + len(text)]]
+        after.append(predicted[len(opening) : len(text)])
+        start += len(text)
+    return after
 
 
 def caches_of(model):
@@ -134,12 +143,24 @@ def test_who_has_ended_leaves_and_moves_no_other(cache):
     assert all(count == len(branches) for count, branches in rows)
 
 
-def test_columns_are_read_as_they_were_learned():
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+@pytest.mark.parametrize("openings", OPENINGS)
+def test_columns_are_read_as_they_were_learned(family, openings):
+    scheme = BranchScheme(0.5, branch_visibility="columnar")
+    model = prepared(family, scheme)
+    whole = together(model, MAIN, OPENINGS[openings], scheme, "auto")
+    end = whole[0][2]
+    for eos_ids in ([], [end]):
+        written = together(model, MAIN, OPENINGS[openings], scheme, "auto", eos_ids=eos_ids)
+        assert written == likeliest_of_all(model, MAIN, OPENINGS[openings], written, scheme)
+    assert [*map(len, written)] != [*map(len, whole)]
+
+
+def test_columns_are_not_isolated():
     scheme = BranchScheme(0.5, branch_visibility="columnar")
     model = prepared("llama", scheme)
-    expected = as_trained(model, MAIN, OPENINGS["none"], scheme)
-    assert together(model, MAIN, OPENINGS["none"], scheme, "auto") == expected
-    assert expected != as_trained(model, MAIN, OPENINGS["none"], TURNED)
+    written = together(model, MAIN, OPENINGS["ragged"], scheme, "auto")
+    assert written != together(prepared("llama", TURNED), MAIN, OPENINGS["ragged"], TURNED, "auto")
     with pytest.raises(ConfigError, match="columnar"):
         choose_cache(model, scheme, "shared")
 
