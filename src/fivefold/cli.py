@@ -23,6 +23,7 @@ VERBS = {
     "parallel": "teach a decoder to go on from one text in several branches at once",
     "convert_branches": "conversations to main texts with branches, for parallel",
     "branches": "continue one text in several branches at once",
+    "eval superglue": "score a model on SuperGLUE",
     "generate": "text in, text out; fill in blanks",
     "inspect": "the singular values of a model's layers",
     "export": "a low-rank model as a standard Hugging Face folder",
@@ -42,13 +43,30 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"fivefold {__version__}")
         return 0
-    verb, rest = words[0].replace("-", "_"), words[1:]
+    verb, rest = split_verb(words)
     if verb not in VERBS:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(VERBS)}."
-        print(f"fivefold: there is no verb {verb!r}; {hint}", file=sys.stderr)
+        print(f"fivefold: {_unknown(verb)}", file=sys.stderr)
         return 2
     return _run(*_as_parallel(verb, rest))
+
+
+def module_of(verb: str) -> str:
+    """Where a verb's `run` is."""
+    return f"fivefold.commands.{verb.replace(' ', '.')}"
+
+
+def split_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or of two, and the words behind it."""
+    length = 2 if any(verb.startswith(f"{words[0]} ") for verb in VERBS) else 1
+    return " ".join(words[:length]).replace("-", "_"), words[length:]
+
+
+def _unknown(verb: str) -> str:
+    if whole := [name for name in VERBS if name.startswith(f"{verb} ")]:
+        return f"{verb!r} needs another word; there are {', '.join(whole)}."
+    nearest = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(VERBS)}."
+    return f"there is no verb {verb!r}; {hint}"
 
 
 def _as_parallel(verb: str, words: list[str]) -> tuple[str, list[str]]:
@@ -71,7 +89,7 @@ def _run(verb: str, words: list[str]) -> int:
     os.environ.setdefault(
         "HF_HUB_DISABLE_PROGRESS_BARS", "1"
     )  # ours says what goes on; a bar for each file would hide it
-    module = importlib.import_module(f"fivefold.commands.{verb}")
+    module = importlib.import_module(module_of(verb))
     try:
         invocation = parse(verb, module.run, words, getattr(module, "POSITIONAL", None))
         if invocation.help_text is not None:

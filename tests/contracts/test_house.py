@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fivefold.cli import VERBS, main
+from fivefold.cli import VERBS, main, module_of, split_verb
 from fivefold.flags import parse
 from fivefold.spellings import ALIASES, THEIRS
 from fivefold.training.step_cost import StepCost
@@ -28,7 +28,7 @@ COMING_FROM = sorted((ROOT / "docs" / "coming_from").glob("*.md"))
 
 
 def _verb(name):
-    return importlib.import_module(f"fivefold.commands.{name}")
+    return importlib.import_module(module_of(name))
 
 
 def _groups(verb):
@@ -36,8 +36,9 @@ def _groups(verb):
 
 
 def test_the_program_names_every_verb_and_no_other():
-    files = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__"}
-    assert set(VERBS) == files
+    commands = PACKAGE / "commands"
+    files = {path.stem for path in commands.glob("*.py")} | {f"eval {path.stem}" for path in commands.glob("eval/*.py")}
+    assert set(VERBS) == files - {"__init__", "eval __init__"}
     for name, summary in VERBS.items():
         assert summary
         assert (_verb(name).__doc__ or "").splitlines()[0].endswith("."), f"{name} has no first line for its --help"
@@ -144,8 +145,8 @@ def test_commands_of_the_pages_on_methods_are_understood(page, monkeypatch):
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         if words := shlex.split(line.partition("fivefold ")[2]):
-            module = _verb(words[0].replace("-", "_"))
-            parse(words[0], module.run, words[1:], getattr(module, "POSITIONAL", None))
+            verb, rest = split_verb(words)
+            parse(verb, _verb(verb).run, rest, getattr(_verb(verb), "POSITIONAL", None))
 
 
 def _flags(text):
@@ -167,8 +168,8 @@ def test_source_files_are_short_and_ascii(path):
 def test_commands_do_not_import_what_takes_long():
     heavy = {"torch", "transformers", "datasets", "tokenizers", "pyarrow", "matplotlib"}
     program = (
-        "import importlib, sys\nfrom fivefold.cli import VERBS\n"
-        "for verb in VERBS: importlib.import_module(f'fivefold.commands.{verb}')\n"
+        "import importlib, sys\nfrom fivefold.cli import VERBS, module_of\n"
+        "for verb in VERBS: importlib.import_module(module_of(verb))\n"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -40,7 +40,7 @@ def test_help_comes_at_once():
 def test_no_help_and_no_mistake_waits_for_a_heavy_import():
     program = (
         "import sys; from fivefold.cli import VERBS, main\n"
-        "codes = [main(['--help']), main(['--version']), *(main([verb, '--help']) for verb in VERBS)]\n"
+        "codes = [main(['--help']), main(['--version']), *(main([*verb.split(), '--help']) for verb in VERBS)]\n"
         "assert codes == [0] * len(codes), codes\n"
         "assert main(['pretrain', '--dat', 'x']) == main(['pretrain', '--data', 'x', '--batch_size', '0']) == 2\n"
         f"print('imported', [name for name in {HEAVY!r} if name in sys.modules])"
@@ -51,7 +51,7 @@ def test_no_help_and_no_mistake_waits_for_a_heavy_import():
 
 def test_every_verb_explains_its_flags(capsys):
     for verb in VERBS:
-        assert main([verb, "--help"]) == 0
+        assert main([*verb.split(), "--help"]) == 0
         help_text = capsys.readouterr().out
         assert help_text.startswith(f"usage: fivefold {verb} ")
         assert "--dry_run" in help_text

@@ -2,24 +2,18 @@
 
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fivefold.corpus.settings import CorpusSettings
 from fivefold.errors import ConfigError, DataError
 from fivefold.models.decoding import RejectedDecoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fivefold.data.preferences import Preference
-
-_SECONDS_BETWEEN_LINES = 20
 
 
 @dataclass
@@ -71,6 +65,7 @@ def run(settings: RejectedSettings, corpus: CorpusSettings, decoding: RejectedDe
     from fivefold.models.answers import Answerer
     from fivefold.models.rejected_answers import fill_rejected
     from fivefold.serving.open_model import open_model
+    from fivefold.serving.progress import progress
 
     check_record_settings(corpus)
     model, tokenizer = open_model(settings.model)
@@ -90,7 +85,7 @@ def run(settings: RejectedSettings, corpus: CorpusSettings, decoding: RejectedDe
     lengths = {"input_length": settings.input_length, "num_candidates": num_candidates}
     described = chosen | lengths | {"max_similarity": settings.max_similarity} | asdict(decoding)
     try:
-        with AnswerJournal(partial, described) as journal, _progress() as show_progress:
+        with AnswerJournal(partial, described) as journal, progress("answers") as show_progress:
             filled = fill_rejected(
                 preferences,
                 answerer,
@@ -141,29 +136,3 @@ def _write(pairs: "Sequence[Preference]", target: Path) -> None:
         fresh.replace(target)
     finally:
         fresh.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[int, int], None]]":
-    """A bar with rate and time left in a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns: list[Any] = [TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=0, rate="")
-        begin = said = time.perf_counter()
-        done = total = 0
-
-        def show(answers: int, more: int) -> None:
-            nonlocal said, done, total
-            done, total, now = done + answers, total + more, time.perf_counter()
-            rate = done / max(now - begin, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.1f}/s")
-            if not console.is_terminal and answers and now - said > _SECONDS_BETWEEN_LINES:
-                said = now
-                minutes = (total - done) / rate / 60
-                print(f"{done:,}/{total:,} answers  {rate:.1f}/s  {minutes:.0f} min left", file=sys.stderr, flush=True)
-
-        yield show

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fivefold.data.answer_rows import answer_rows
 from fivefold.data.examples import EpochOrder
 from fivefold.data.packing import pack
-from fivefold.data.rows import IGNORED_LABEL, rectangle, unflattened
 from fivefold.data.source import Source
 from fivefold.tokenizer.chat_format import Family
 
@@ -65,6 +65,7 @@ class PreferenceSource(Source):
     ):
         """Settle which pairs go together."""
         self._pairs, self._pad_id = pairs, pad_id
+        self._answers = list(zip(pairs.chosen, pairs.rejected, strict=True))
         self._family: Family = family
         self._capacity, self._reference_logps = capacity, reference_logps
         self._num_tokens = pairs.num_tokens
@@ -92,79 +93,16 @@ class PreferenceSource(Source):
         """Lay out the pairs of these rows as `objectives.answer_logps` takes them.
 
         Returns:
-            `input_ids`, `segments`, `labels`, `answers` and for decoders `position_ids`, all int64; `num_tokens` [P, 2]
-            and, if there are any, `reference_logps` [P, 2], in which pairs stand as they do in the rows.
+            What `answer_rows` returns, `num_tokens` [P, 2] and, if there are any, `reference_logps` [P, 2], in which
+            pairs stand as they do in the rows.
         """
         members = self.pairs_of(sample_ids)
-        laid_out = self._encoder_and_decoder(members) if self._family == "t5" else self._one_row(members)
+        laid_out = answer_rows(self._pairs.prompts, self._answers, members, self._family, pad_id=self._pad_id)
         numbers = np.concatenate(members)
         laid_out["num_tokens"] = self._num_tokens[numbers]
         if self._reference_logps is not None:
             laid_out["reference_logps"] = self._reference_logps[numbers]
         return laid_out
-
-    def _encoder_and_decoder(self, members: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        pairs, number = self._pairs, 0
-        rows = _GrowingRows("input_ids", "segments", "labels", "answers")
-        for row in members:
-            rows.begin()
-            for member in row:
-                number += 1
-                prompt = pairs.prompts[member]
-                rows.extend(input_ids=prompt, segments=np.full(len(prompt), number))
-                for place, answer in enumerate((pairs.chosen[member], pairs.rejected[member])):
-                    rows.extend(labels=answer, answers=np.full(len(answer), 2 * number - 1 + place))
-        return rows.padded(input_ids=self._pad_id, labels=IGNORED_LABEL)
-
-    def _one_row(self, members: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        pairs, number = self._pairs, 0
-        rows = _GrowingRows("input_ids", "segments", "labels", "answers", "position_ids")
-        for row in members:
-            rows.begin()
-            for member in row:
-                number += 1
-                prompt, last = np.split(pairs.prompts[member], [-1])
-                begin = len(prompt)
-                rows.extend(
-                    input_ids=prompt,
-                    segments=np.full(begin, number),
-                    labels=np.full(begin, IGNORED_LABEL),
-                    answers=np.zeros(begin),
-                    position_ids=np.arange(begin),
-                )
-                for place, answer in enumerate((pairs.chosen[member], pairs.rejected[member])):
-                    rows.extend(
-                        input_ids=np.concatenate([last, answer[:-1]]),
-                        segments=np.full(len(answer), number),
-                        labels=answer,
-                        answers=np.full(len(answer), 2 * number - 1 + place),
-                        position_ids=np.arange(begin, begin + len(answer)),
-                    )
-        return rows.padded(input_ids=self._pad_id, labels=IGNORED_LABEL)
-
-
-class _GrowingRows:
-    """Rows of several arrays that grow piece by piece."""
-
-    def __init__(self, *names: str):
-        self._rows: dict[str, list[list[NDArray]]] = {name: [] for name in names}
-
-    def begin(self) -> None:
-        for rows in self._rows.values():
-            rows.append([])
-
-    def extend(self, **pieces: NDArray) -> None:
-        for name, piece in pieces.items():
-            self._rows[name][-1].append(piece)
-
-    def padded(self, **fills: int) -> dict[str, NDArray[Any]]:
-        """A rectangle of each, padded with 0 where nothing else is said."""
-        padded = {}
-        for name, rows in self._rows.items():
-            lengths = np.array([sum(map(len, row)) for row in rows])
-            flat = np.concatenate([piece for row in rows for piece in row]).astype(np.int64)
-            padded[name] = rectangle(unflattened(flat, lengths), fills.get(name, 0))
-        return padded
 
 
 def _lengths(sequences: list[NDArray[np.int32]]) -> NDArray[np.int64]:

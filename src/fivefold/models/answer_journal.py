@@ -23,7 +23,7 @@ class AnswerJournal:
 
     def __init__(self, path: Path, described: dict[str, Any]) -> None:
         self.path = path
-        self._answers: dict[tuple[int, ...], list[str]] = {}
+        self._answers: dict[tuple[str | int, ...], list[Any]] = {}
         whole = self._read(json.loads(json.dumps(described))) if path.exists() else 0
         # Unbuffered: a line goes out whole in one write.
         self._file = path.open("ab", buffering=0)
@@ -37,13 +37,17 @@ class AnswerJournal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def find(self, draw: int, rows: Sequence[int]) -> list[str] | None:
-        """The answers to a batch of prompts, if it was answered before."""
-        return self._answers.get((draw, *rows))
+    def find(self, *batch: str | int) -> list[Any] | None:
+        """The answers to a batch, if it was answered before.
 
-    def add(self, draw: int, rows: Sequence[int], answers: Sequence[str]) -> None:
-        """Keep the answers to a batch of prompts."""
-        self._write({"draw": draw, "rows": list(rows), "answers": list(answers)})
+        Args:
+            batch: what tells it from the others, such as the numbers of its prompts.
+        """
+        return self._answers.get(batch)
+
+    def add(self, *batch: str | int, answers: Sequence[Any]) -> None:
+        """Keep the answers to a batch: texts, or whatever else JSON can hold."""
+        self._write({"batch": batch, "answers": list(answers)})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -55,7 +59,7 @@ class AnswerJournal:
         try:
             lines = [json.loads(line) for line in content[:whole].splitlines()]
             for line in lines[1:]:
-                self._answers[(line["draw"], *line["rows"])] = line["answers"]
+                self._answers[tuple(line["batch"])] = line["answers"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path} is damaged ({error}); delete it to begin anew.") from error
         if lines and lines[0] != described:

@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from fivefold.errors import ConfigError
 from fivefold.models.decoding import DecodingSettings
 from fivefold.models.seeded_sampling import SeededSampling
 from fivefold.models.text_stream import TextStream, answer_text
-from fivefold.t5.fill_blanks import untrained_ids
+from fivefold.models.writing import Writer
 from fivefold.t5.model import T5Model
 from fivefold.tokenizer.chat_format import ChatFormat, Message
-
-_NO_LIMIT = 1 << 20  # transformers' tokenizers write "none known" as 10^30
 
 
 def stream_answer(
@@ -51,41 +48,13 @@ class Answerer:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_length: int | None = None
     ) -> None:
-        self.model: Any = model
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.chat_format = ChatFormat(tokenizer, "t5" if isinstance(model, T5Model) else "llama")
-        self._input_length = input_length
-        self._suppressed = untrained_ids(self.model, tokenizer) or None
-        stored = self.model.generation_config.eos_token_id
-        ends = [] if stored is None else stored if isinstance(stored, list) else [stored]
-        self._end_ids = sorted({*self.chat_format.end_ids, *ends})
+        self._writer = Writer(model, tokenizer, sorted(self.chat_format.end_ids), input_length)
 
     def room(self, max_new_tokens: int) -> int | None:
-        """Tokens of a conversation that are read where the answer may have this many; None for no limit.
-
-        Raises:
-            ConfigError: the answer leaves none, or `input_length` is more than the model has positions for.
-        """
-        config = self.model.config
-        if isinstance(self.model, T5Model):
-            positions, reserved = config.longest_input(), 0
-        else:
-            positions, reserved = getattr(config, "max_position_embeddings", None), max_new_tokens
-        most = None if positions is None else positions - reserved
-        if most is not None and most < 1:
-            raise ConfigError(
-                f"--max_new_tokens {max_new_tokens} leaves nothing of the model's {positions} positions to the "
-                "conversation; give fewer."
-            )
-        if self._input_length is not None:
-            if most is not None and self._input_length > most:
-                raise ConfigError(
-                    f"--input_length is {self._input_length}, but the model has {positions} positions, {reserved} of "
-                    f"which --max_new_tokens keeps for the answer; give {most} at most."
-                )
-            return self._input_length
-        limits = [limit for limit in (most, self.tokenizer.model_max_length) if limit is not None and limit < _NO_LIMIT]
-        return min(limits, default=None)
+        """Tokens of a conversation that are read where the answer may have this many; as `Writer.room`."""
+        return self._writer.room(max_new_tokens)
 
     def write(
         self,
@@ -149,32 +118,8 @@ class Answerer:
         streamer: BaseStreamer | None = None,
         stop: StoppingCriteria | None = None,
     ) -> list[list[int]]:
-        """The new tokens of each row, padding behind them."""
-        pad_id = next(id_ for id_ in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if id_ is not None)
-        longest = max(map(len, rows))
-        # A decoder's rows end, and go on, at the same place.
-        is_t5 = isinstance(self.model, T5Model)
-        padding = [[pad_id] * (longest - len(row)) for row in rows]
-        padded = [row + blank if is_t5 else blank + row for row, blank in zip(rows, padding, strict=True)]
-        masks = [[1] * len(row) + [0] * len(blank) for row, blank in zip(rows, padding, strict=True)]
         processors = [SeededSampling(decoding, numbers, draw)] if decoding.do_sample else []
-        tokens = self.model.generate(
-            input_ids=torch.tensor(padded, device=self.model.device),
-            attention_mask=torch.tensor([mask if is_t5 else mask[::-1] for mask in masks], device=self.model.device),
-            pad_token_id=pad_id,
-            eos_token_id=self._end_ids,
-            suppress_tokens=self._suppressed,
-            logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=[stop] if stop else None,
-            streamer=streamer,
-            max_new_tokens=decoding.max_new_tokens,
-            max_length=None,  # which some stored settings have, for other uses
-            num_beams=decoding.num_beams,
-            repetition_penalty=decoding.repetition_penalty,
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-            do_sample=False,  # the processor draws
-        )
-        return tokens[:, 1 if is_t5 else longest :].tolist()
+        return self._writer.write(rows, decoding, processors, streamer, stop)
 
 
 class _Arrivals(BaseStreamer):

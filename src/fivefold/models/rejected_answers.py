@@ -68,10 +68,10 @@ def fill_rejected(
         show_progress(0, len(waiting))
         for start in range(0, len(waiting), batch_size):
             rows = waiting[start : start + batch_size]
-            texts = journal.find(draw, rows)
+            texts = journal.find(draw, *rows)
             if texts is None:
                 texts = answerer.write([preferences[row].prompt for row in rows], decoding, rows, draw)
-                journal.add(draw, rows, texts)
+                journal.add(draw, *rows, answers=texts)
             answers |= zip(rows, texts, strict=True)
             show_progress(len(rows), 0)
         waiting = [row for row in waiting if not _can_serve(answers[row], preferences[row].chosen, max_similarity)]

@@ -1,6 +1,6 @@
 """Log-probabilities of whole answers, several of them to one prompt that is read once.
 
-Shapes: B rows, S source or row length, T target length, P pairs, A = 2 P answers, N tokens with a label.
+Shapes: B rows, S source or row length, T target length, P pairs, A = 2 P answers, N tokens with a label, V vocabulary.
 """
 
 from typing import Any
@@ -19,10 +19,23 @@ def answer_logps(model: nn.Module, batch: Batch) -> Tensor:
 
     Args:
         model: a T5 or a decoder, bare or wrapped for several processes.
-        batch: from `data.preference_pairs`. The answers to pair k, counted from 1 through the batch, are 2 k - 1 and
-            2 k. A T5's has `input_ids` [B, S], `segments` [B, S] (their pairs), `labels` [B, T] and `answers` [B, T]; a
-            decoder's the same with T = S and `position_ids` [B, S], its labels standing where they are predicted. 0
-            means padding, and in a decoder's `answers` the prompt.
+        batch: as for `answer_logits`, with two answers to each prompt.
+    """
+    logits_NV, labels_N, answers_N = answer_logits(model, batch)
+    logps_N = token_logps(logits_NV, labels_N, overwrite_logits=True)
+    sums_A = logps_N.new_zeros(batch["num_tokens"].numel())
+    return sums_A.index_add(0, answers_N - 1, logps_N).view(-1, 2)
+
+
+def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, V] of each token of each answer, with that token [N] and the answer's number [N].
+
+    Args:
+        model: a T5 or a decoder, bare or wrapped for several processes.
+        batch: from `data.answer_rows`. A T5's has `input_ids` [B, S], `segments` [B, S] (their prompts), `labels`
+            [B, T], `answers` [B, T] and `memory_segments` [B, T] (their prompts); a decoder's T = S and `position_ids`
+            [B, S] instead, its labels standing where they are predicted. Prompts and answers are numbered from 1
+            through the batch; 0 means padding, and in a decoder's `answers` the prompt.
     """
     bare: Any = getattr(model, "module", model)
     labels, answers = batch["labels"], batch["answers"]
@@ -38,19 +51,17 @@ def answer_logps(model: nn.Module, batch: Batch) -> Tensor:
             "decoder_input_ids": bare.prepare_decoder_input_ids_from_labels(labels, answers),
             "segments": batch["segments"],
             "decoder_segments": answers,
-            "memory_segments": (answers + 1) // 2,
+            "memory_segments": batch["memory_segments"],
         }
     with output_only_at(bare.get_output_embeddings(), places_of(positions)):
         logits_NV = model(input_ids=batch["input_ids"], **arguments).logits
-    logps_N = token_logps(logits_NV, labels[positions], overwrite_logits=True)
-    sums_A = logps_N.new_zeros(batch["num_tokens"].numel())
-    return sums_A.index_add(0, answers[positions] - 1, logps_N).view(-1, 2)
+    return logits_NV, labels[positions], answers[positions]
 
 
 def visible_answers(segments_BS: Tensor, answers_BS: Tensor) -> Tensor:
     """What each position of a decoder's row sees, [B, 1, S, S] bool: its pair's prompt, its own answer, up to itself.
 
-    Args: as in the batch of `answer_logps`.
+    Args: as in the batch of `answer_logits`.
     """
     same_pair = segments_BS[:, :, None] == segments_BS[:, None, :]
     readable = (answers_BS[:, None, :] == 0) | (answers_BS[:, :, None] == answers_BS[:, None, :])

@@ -47,6 +47,8 @@ def full_preferences(rows: int, capacity: tuple[int, ...], *, needs_reference: b
     if read:
         answers[:, 0], labels[:, 0] = 0, IGNORE_INDEX
         batch["position_ids"] = (1 + torch.where(places < chosen, places, places - chosen)).repeat(rows, 1)
+    else:
+        batch["memory_segments"] = labels * pairs
     batch["num_tokens"] = torch.tensor([[chosen, length - read - chosen]]).repeat(rows, 1)
     return batch | ({"reference_logps": torch.zeros(rows, 2)} if needs_reference else {})
 

@@ -7,12 +7,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def open_model(name_or_path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def open_model(name_or_path: str, dtype: str = "float32") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Open a model to generate with, on the GPU where there is one.
 
     Args:
         name_or_path: folder or Hub id, such as RUN/final; an adapter's folder, which may leave the tokenizer to the
             folder of its base model.
+        dtype: in which it computes.
 
     Raises:
         CheckpointError, ConfigError, DataError, ModelError: as `load_model`, `load_tokenizer` and `verify_checkpoint`,
@@ -34,4 +35,4 @@ def open_model(name_or_path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizer
     tokenizer = load_tokenizer(name_or_path if has_own else base)  # type: ignore[arg-type]
     check_fits(tokenizer, model.config.vocab_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    return model.to(device, getattr(torch, dtype)).eval(), tokenizer  # type: ignore[arg-type]

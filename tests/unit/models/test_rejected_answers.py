@@ -116,7 +116,7 @@ def test_interrupted_anywhere_and_resumed_is_uninterrupted(answerer, tmp_path, m
 def test_a_journal_of_something_else_is_refused(tmp_path):
     path = tmp_path / "journal"
     with AnswerJournal(path, {"model": "a", "seed": 1}) as journal:
-        journal.add(0, [0], ["x"])
+        journal.add(0, 0, answers=["x"])
     with pytest.raises(ConfigError, match="begun with seed 1, which is 2 now"):
         AnswerJournal(path, {"model": "a", "seed": 2})
     path.write_text(json.dumps({"model": "a", "seed": 1}) + '\n{"draw": 0}\n')
