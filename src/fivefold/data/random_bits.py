@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SAMPLED_TOKEN = 7
     NUM_BRANCHES = 8
     BRANCH_NUMBERS = 9
+    MIXTURE = 10
 
 
 def mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -76,9 +76,8 @@ class Respondent:
             name: of the questions, for the journal.
             batch_size: questions that are read together, those of like length.
             journal: of the answers so far.
-            show_progress: told how many more are answered, and how many more there are.
+            show_progress: told how many more are answered, and how many more there are to answer.
         """
-        show_progress(0, len(questions))
         prompts = [self.prompts.prompt(one.source, self.prompts.shots(one.shots)) for one in questions]
         choices = [
             [self.prompts.answer(text, choice, ends=self._is_t5) for choice in question.choices]

@@ -23,7 +23,7 @@ def answer_task(
     Args:
         shots: from `draw_shots`.
         journal: of the answers so far.
-        show_progress: told how many more are answered, and how many more there are.
+        show_progress: told how many more are answered, and how many more there are to answer.
     """
     questions = [Question(example.source, example.choices, shots) for example in examples]
     answers = respondent.ask(task.name, questions, batch_size, journal, show_progress)
